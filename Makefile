@@ -1,0 +1,35 @@
+# Two commands are enough: `make demo` and `make test`. Each installs first if need be.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test check slow bench clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/transferbench pretrain --all --board demo
+	$(BIN)/transferbench evaluate --all --board demo
+	$(BIN)/transferbench leaderboard --board demo
+
+test: install
+	$(BIN)/pytest
+
+slow: install
+	$(BIN)/pytest -m slow --timeout 3600
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""Transfer evaluation of self-supervised image representations."""
