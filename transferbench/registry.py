@@ -22,7 +22,7 @@ def _entries(group: Group) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=f"transferbench.{group}"):
         known = found.get(entry.name)
-        # An editable install can list one entry twice; another target under a taken name is a clash.
+        # An editable install can list one entry twice; a second target is a clash.
         if known is not None and known.value != entry.value:
             raise UserError(
                 f"two packages register the {group[:-1]} '{entry.name}': "

@@ -1,0 +1,1 @@
+"""A batch of images in, views out; one random draw per image."""

@@ -1,0 +1,1 @@
+"""Any pretrained network behind one interface."""

@@ -1,0 +1,1 @@
+"""Where images come from: cards, sources, the embedded drawn sets, decoding and splits."""

@@ -1,0 +1,1 @@
+"""Boards, jobs, records and tables."""

@@ -1,0 +1,1 @@
+"""The engine that runs any method: recipe, loop, checkpoint, monitors, run folder."""

@@ -1,0 +1,1 @@
+"""Recognisers of published checkpoints, one file per format family."""

@@ -1,0 +1,1 @@
+"""A table as markdown, csv, latex or json."""

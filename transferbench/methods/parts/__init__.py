@@ -1,0 +1,1 @@
+"""What several methods share: heads, queues, EMA, Sinkhorn, losses, collectives."""
