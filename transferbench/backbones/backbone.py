@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
-Interpolation = Literal["bilinear", "bicubic"]
+from transferbench.backbones.settings import Interpolation
 
 
 @dataclass(frozen=True)

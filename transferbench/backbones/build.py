@@ -1,0 +1,131 @@
+"""Networks from timm, without their classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from transferbench.backbones.settings import NetworkSettings, Preprocessing
+from transferbench.errors import UserError, unknown
+
+STEM_CODE = """\
+network.conv1 = torch.nn.Conv2d(3, network.bn1.num_features, 3, 1, 1, bias=False)
+network.maxpool = torch.nn.Identity()
+"""
+"""What the small stem is, for a reader who has timm and torch alone."""
+
+
+def build_network(settings: NetworkSettings, *, seed: int | None = None) -> nn.Module:
+    """Build a timm network that gives pooled features.
+
+    Parameters
+    ----------
+    settings : NetworkSettings
+        Architecture, stem, further arguments.
+    seed : int, optional
+        Of the initial weights. The global random state is left as it was in either case.
+
+    Returns
+    -------
+    nn.Module
+        Normalised images (B, 3, S, S) to features (B, D), with D in its `num_features`.
+
+    Raises
+    ------
+    UserError
+        If timm has no such architecture (with the nearest), does not take the arguments, or the
+        architecture has no stem that the small one could replace.
+    """
+    import timm
+
+    check_architecture(settings.name)
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            network: Any = timm.create_model(
+                settings.name, pretrained=False, num_classes=0, **settings.args
+            )
+        # timm passes arguments through to constructors that check them each in its own way.
+        except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
+            raise UserError(
+                f"timm cannot build '{settings.name}' with args {settings.args}: "
+                f"{first_line(error)}"
+            ) from error
+        if settings.stem == "small":
+            _shrink_stem(network, settings.name)
+    # Networks with a layer between pooling and classifier give that layer's width.
+    network.num_features = int(getattr(network, "head_hidden_size", network.num_features))
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def check_architecture(name: str) -> None:
+    """Raise a UserError with the nearest names unless timm has the architecture `name`."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown("architecture", architecture, timm.list_models(), where="timm")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(architecture)]
+    if tag and tag not in tags:
+        raise unknown("pretrained tag", tag, tags, where=f"timm's {architecture}")
+
+
+def default_preprocessing(name: str) -> Preprocessing:
+    """Return what timm's default configuration of an architecture says about its input.
+
+    Raises
+    ------
+    UserError
+        If timm has no such architecture, or its input is not a square.
+    """
+    import timm
+
+    check_architecture(name)
+    given: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    config = {} if given is None else given.to_dict()
+    _, height, width = config.get("input_size") or (3, 224, 224)
+    if height != width:
+        raise UserError(f"timm's {name} takes {height}x{width} px, but only squares are possible")
+    filter_name = config.get("interpolation")
+    return Preprocessing(
+        input_size=height,
+        mean=config.get("mean", Preprocessing.model_fields["mean"].default),
+        std=config.get("std", Preprocessing.model_fields["std"].default),
+        interpolation="bilinear" if filter_name == "bilinear" else "bicubic",
+    )
+
+
+def place(module: nn.Module, device: str) -> nn.Module:
+    """Move a module to a device and into evaluation mode.
+
+    Raises
+    ------
+    UserError
+        If the device is not at hand.
+    """
+    try:
+        return module.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"the device '{device}' cannot be used: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _shrink_stem(network: Any, name: str) -> None:
+    if not (hasattr(network, "conv1") and hasattr(network, "bn1") and hasattr(network, "maxpool")):
+        raise UserError(
+            f"'{name}' has no conv1, bn1 and maxpool, so it cannot have the small stem; "
+            'take a ResNet, or stem = "standard"'
+        )
+    conv = nn.Conv2d(3, network.bn1.num_features, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    network.conv1 = conv
+    network.maxpool = nn.Identity()

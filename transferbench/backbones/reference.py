@@ -1,0 +1,387 @@
+"""Model references: a text such as `run:runs/swav-drawn-s0` to a backbone.
+
+Importing this module, and asking a reference for its identity once that is remembered, imports
+neither torch nor timm: jobs are told apart first.
+
+====================  ==========================================================================
+`timm:ARCH[.TAG]`     timm's own pretrained weights
+`file:PATH@ARCH`      a weights file of a timm architecture
+`run:FOLDER`          the backbone of a finished pretraining run
+`random:ARCH[@SIZE]`  initial weights, drawn from the job's seed
+====================  ==========================================================================
+
+All but `run:` may be followed by `?` and options joined by `&`: `stem=small`, `args={...}` (JSON,
+for the timm constructor), `size=`, `mean=[...]`, `std=[...]`, `interpolation=`; `&`, `%` and `+`
+inside a value are percent-encoded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import parse_qsl, quote
+
+from pydantic import ValidationError
+
+from transferbench import registry
+from transferbench.backbones.settings import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Interpolation,
+    NetworkSettings,
+    Preprocessing,
+    Triple,
+    backbone_digest,
+)
+from transferbench.backbones.wrap import module_digest
+from transferbench.backbones.wrap import wrap_module as wrap_module
+from transferbench.errors import NotAtHand, UserError, unknown
+from transferbench.storage import cache_folder, canonical_json, digest, file_digest, write_atomic
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from transferbench.backbones.backbone import Backbone
+
+_FORMS = "timm:ARCH, file:PATH@ARCH, run:FOLDER or random:ARCH"
+_NETWORK_OPTIONS = ("stem", "args")
+_INPUT_OPTIONS = {
+    "size": "input_size",
+    "mean": "mean",
+    "std": "std",
+    "interpolation": "interpolation",
+}
+
+
+class Reference(Protocol):
+    """A model that a text names; a plug-in's class is called with (rest of the text, seed=...)."""
+
+    @property
+    def text(self) -> str:
+        """The text it was made from."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Short name for records: a stem, and the digest's first 8 characters if at hand."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return what identifies the model, JSON values, with its "digest"; part of a job's key.
+
+        Raises
+        ------
+        NotAtHand
+            If the weights are not at hand.
+        UserError
+            If the text names nothing that could be.
+        """
+        ...
+
+    def load(self, device: str) -> Backbone:
+        """Return the backbone on a device, in evaluation mode; raises as `identity`."""
+        ...
+
+
+def parse_reference(text: str, *, seed: int) -> Reference:
+    """Turn a text into a reference; nothing is read or built yet.
+
+    Parameters
+    ----------
+    text : str
+        See the module's table.
+    seed : int
+        The job's, for what a reference leaves to chance.
+
+    Raises
+    ------
+    UserError
+        If the text is none of the forms, with the nearest.
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon:
+        raise UserError(f"'{text}' names no model; a model is given as {_FORMS}")
+    if kind not in registry.names("backbones"):
+        raise unknown("kind of model", kind, registry.names("backbones"), where=f"'{text}'")
+    reference: Reference = registry.load("backbones", kind)(rest, seed=seed)
+    return reference
+
+
+class TimmReference:
+    """`timm:ARCH[.TAG]`: weights that timm fetches. They are not chance, so `seed` is unused."""
+
+    def __init__(self, rest: str, *, seed: int) -> None:
+        self.text = f"timm:{rest}"
+        self._network, _, self._given = _parse(self.text, rest)
+        self.name = self._network.name
+
+    def identity(self) -> dict[str, Any]:
+        """Return digest, weights, network and preprocessing; the first time loads the weights."""
+        return _describe(_remember(["timm", *self._note], self._digest), self._network, self._input)
+
+    def load(self, device: str) -> Backbone:
+        """Return the backbone; the weights come from the hub's cache or the network."""
+        module = self._module()
+        weights = _remember(["timm", *self._note], lambda: module_digest(module))
+        return _backbone(self.name, module, self._network, self._input, weights, device)
+
+    @property
+    def _note(self) -> list[str]:
+        return [canonical_json(self._network.model_dump(mode="json")), version("timm")]
+
+    @property
+    def _input(self) -> Preprocessing:
+        return _preprocessing(self._network.name, self._given)
+
+    def _digest(self) -> str:
+        return module_digest(self._module())
+
+    def _module(self) -> nn.Module:
+        import timm
+
+        from transferbench.backbones.build import check_architecture, first_line
+
+        check_architecture(self._network.name)
+        if self._network.stem != "standard":
+            raise UserError(f"'{self.text}': pretrained weights exist for the standard stem only")
+        try:
+            module: nn.Module = timm.create_model(
+                self._network.name, pretrained=True, num_classes=0, **self._network.args
+            )
+        # What fails here is up to the network and the hub's client, in many kinds of exception.
+        except Exception as error:
+            raise NotAtHand(
+                f"the weights of '{self.text}' are neither in the hub's cache nor to be fetched: "
+                f"{first_line(error)}"
+            ) from error
+        return module
+
+
+class FileReference:
+    """`file:PATH@ARCH`: a weights file. The file is not chance, so `seed` is unused."""
+
+    def __init__(self, rest: str, *, seed: int) -> None:
+        self.text = f"file:{rest}"
+        path, at, network = rest.rpartition("@")
+        if not at or not path:
+            raise UserError(
+                f"'{self.text}' does not say the architecture; write file:PATH@ARCH, "
+                "for example file:weights.safetensors@resnet50"
+            )
+        self.path = Path(path)
+        self._network, _, self._given = _parse(self.text, network)
+
+    @property
+    def name(self) -> str:
+        """The file's stem and the first characters of the digest."""
+        return _short_name(self.path.name.removesuffix(".tar").rpartition(".")[0], self)
+
+    def identity(self) -> dict[str, Any]:
+        """Return digest, weights, network and preprocessing; raises NotAtHand without the file."""
+        if not self.path.is_file():
+            raise NotAtHand(f"there is no weights file {self.path}")
+        return _describe(file_digest(self.path), self._network, self._input)
+
+    def load(self, device: str) -> Backbone:
+        """Return the backbone; every name and shape of the file must be the network's."""
+        from transferbench.backbones.build import build_network
+        from transferbench.backbones.weights import load_weights, read_weights
+
+        weights = self.identity()["weights"]
+        state = read_weights(self.path)
+        module = build_network(self._network, seed=0)
+        load_weights(module, state, path=self.path, name=self._network.name)
+        return _backbone(self.name, module, self._network, self._input, weights, device)
+
+    @property
+    def _input(self) -> Preprocessing:
+        return _preprocessing(self._network.name, self._given)
+
+
+class RunReference:
+    """`run:FOLDER`: what a pretraining run exported; the seed was the run's own."""
+
+    def __init__(self, rest: str, *, seed: int) -> None:
+        if not rest:
+            raise UserError("'run:' names no folder; write run:FOLDER, for example run:runs/swav")
+        self.text = f"run:{rest}"
+        self.folder = Path(rest)
+
+    @property
+    def name(self) -> str:
+        """The folder's name and the first characters of the digest."""
+        return _short_name(self.folder.resolve().name, self)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what `backbone.json` says; raises NotAtHand unless the run is finished."""
+        from transferbench.backbones.export import read_identity
+
+        return read_identity(self.folder)
+
+    def load(self, device: str) -> Backbone:
+        """Return the exported backbone at its evaluation size."""
+        from transferbench.backbones.build import build_network
+        from transferbench.backbones.export import WEIGHTS, read_export
+        from transferbench.backbones.weights import load_weights, read_weights
+
+        described = read_export(self.folder)
+        path = self.folder / WEIGHTS
+        module = build_network(described.network, seed=0)
+        load_weights(module, read_weights(path), path=path, name=described.network.name)
+        return _backbone(
+            self.name,
+            module,
+            described.network,
+            described.preprocessing,
+            described.weights,
+            device,
+        )
+
+
+class RandomReference:
+    """`random:ARCH[@SIZE]`: a network as timm initialises it, from the job's seed."""
+
+    def __init__(self, rest: str, *, seed: int) -> None:
+        self.text = f"random:{rest}"
+        self.seed = seed
+        self._network, size, self._given = _parse(self.text, rest)
+        if size is not None:
+            self._given["input_size"] = size
+
+    @property
+    def name(self) -> str:
+        """The architecture and a mark of its settings; one for all seeds, which are one row."""
+        mark = backbone_digest("", self._network, self._input)
+        return f"random-{self._network.name}-{mark[:8]}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return digest, seed, timm's version, network and preprocessing."""
+        given = {"seed": self.seed, "timm": version("timm")}
+        return {**_describe(digest(given), self._network, self._input), **given}
+
+    def load(self, device: str) -> Backbone:
+        """Return the backbone with the weights that the seed gives."""
+        from transferbench.backbones.build import build_network
+
+        weights = self.identity()["weights"]
+        module = build_network(self._network, seed=self.seed)
+        return _backbone(self.name, module, self._network, self._input, weights, device)
+
+    @property
+    def _input(self) -> Preprocessing:
+        return _preprocessing(self._network.name, self._given)
+
+
+def random_reference(
+    settings: NetworkSettings,
+    size: int,
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+    interpolation: Interpolation = "bicubic",
+) -> str:
+    """Return the `random:` text of a recipe's network at its evaluation size (pixels)."""
+    options: dict[str, Any] = {}
+    if settings.stem != "standard":
+        options["stem"] = settings.stem
+    if settings.args:
+        options["args"] = settings.args
+    options |= {"mean": list(mean), "std": list(std), "interpolation": interpolation}
+    query = "&".join(
+        f"{key}={quote(value if isinstance(value, str) else canonical_json(value), '{}[]:,"')}"
+        for key, value in options.items()
+    )
+    return f"random:{settings.name}@{size}?{query}"
+
+
+def _parse(text: str, rest: str) -> tuple[NetworkSettings, int | None, dict[str, Any]]:
+    """Read `ARCH[@SIZE][?options]` into network, size, and what is said about the input."""
+    form = re.fullmatch(r"(?P<name>[\w.\-]+)(@(?P<size>\d+))?(\?(?P<query>.+))?", rest)
+    if form is None:
+        raise UserError(f"'{text}' names no model; a model is given as {_FORMS}")
+    network: dict[str, Any] = {"name": form["name"]}
+    given: dict[str, Any] = {}
+    try:
+        pairs = parse_qsl(form["query"] or "", strict_parsing=bool(form["query"]))
+    except ValueError as error:
+        raise UserError(f"'{text}': options are written key=value and joined by &") from error
+    for key, value in pairs:
+        if key not in (*_NETWORK_OPTIONS, *_INPUT_OPTIONS):
+            raise unknown("option", key, [*_NETWORK_OPTIONS, *_INPUT_OPTIONS], where=f"'{text}'")
+        try:
+            read: Any = json.loads(value)
+        except ValueError:
+            read = value
+        if key in _NETWORK_OPTIONS:
+            network[key] = read
+        else:
+            given[_INPUT_OPTIONS[key]] = read
+    try:
+        settings = NetworkSettings.model_validate(network)
+        size = int(form["size"]) if form["size"] else None
+        checked = Preprocessing.model_validate({"input_size": size or 1, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"'{text}': {place}: {first['msg']}") from error
+    return settings, size, {key: checked.model_dump(mode="json")[key] for key in given}
+
+
+def _preprocessing(architecture: str, given: dict[str, Any]) -> Preprocessing:
+    """Return what is given, completed by timm's defaults, which are remembered without timm."""
+
+    def ask() -> dict[str, Any]:
+        from transferbench.backbones.build import default_preprocessing
+
+        return default_preprocessing(architecture).model_dump(mode="json")
+
+    default = _remember(["preprocessing", architecture, version("timm")], ask)
+    return Preprocessing.model_validate({**default, **given})
+
+
+def _remember(note: list[str], find: Any) -> Any:
+    """Return a JSON value from the cache, or find it and keep it there."""
+    path = cache_folder("models") / f"{digest(note)}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        found = find()
+        write_atomic(path, canonical_json(found))
+        return found
+
+
+def _describe(weights: str, network: NetworkSettings, given: Preprocessing) -> dict[str, Any]:
+    return {
+        "digest": backbone_digest(weights, network, given),
+        "weights": weights,
+        "network": network.model_dump(mode="json"),
+        "preprocessing": given.model_dump(mode="json"),
+    }
+
+
+def _short_name(stem: str, reference: Reference) -> str:
+    try:
+        return f"{stem}-{reference.identity()['digest'][:8]}"
+    except NotAtHand:
+        return stem
+
+
+def _backbone(
+    name: str,
+    module: nn.Module,
+    network: NetworkSettings,
+    given: Preprocessing,
+    weights: str,
+    device: str,
+) -> Backbone:
+    from transferbench.backbones.backbone import Backbone
+    from transferbench.backbones.build import place
+
+    return Backbone(
+        name=name,
+        module=place(module, device),
+        digest=backbone_digest(weights, network, given),
+        **given.model_dump(),
+    )
