@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +18,12 @@ Views = tuple[Tensor, ...]
 """One tensor (B, 3, S, S) a view, in the order of the recipe; S may differ between views."""
 
 Embeddings = Mapping[str, Tensor]
-"""Named outputs of `embed`; the first axis of each tensor counts images (or views times images)."""
+"""Named outputs of `embed`. The first axis of every tensor counts the images of the batch.
+
+What exists once a view is stacked along the second axis, (B, V, D), so that micro-batches can be
+joined along the first. Under the key "features" every method gives the backbone's features of the
+first view, (B, num_features), detached: what the collapse monitors look at.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,21 @@ class EmbedAll(Protocol):
 
 
 class MethodSettings(BaseModel):
-    """Base of every method's Settings: a wrong key or type is refused."""
+    """Base of every method's Settings: a wrong key or type is refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The string under a field is its description. Defaults are the paper's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Method(nn.Module):
     """Base of all methods. Subclasses define `Settings`, `embed` and `loss`.
+
+    What a class declares: `reads_labels`, labels are handed over in `BatchInfo`;
+    `global_batch_norm`, several processes share batch-norm statistics (the engine then calls
+    `parts.batch_norm.synchronize_batch_norm`); `shuffles_batch_norm`, `embed` exchanges images
+    between processes; `own_groups`, submodules whose weights form a parameter group of that name.
 
     Parameters
     ----------
@@ -123,13 +136,16 @@ class Method(nn.Module):
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     reads_labels: ClassVar[bool] = False
+    global_batch_norm: ClassVar[bool] = False
     shuffles_batch_norm: ClassVar[bool] = False
+    own_groups: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: MethodSettings, backbone: nn.Module, context: Context) -> None:
         super().__init__()
         self.settings: Any = settings
         self.backbone = backbone
         self.context = context
+        self.num_features = cast(int, backbone.num_features)
         self.logged: dict[str, Tensor | float] = {}
 
     def embed(self, views: Views, batch: BatchInfo) -> Embeddings:
@@ -165,13 +181,22 @@ class Method(nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Name groups of parameters, each parameter that is trained in exactly one.
 
-        A recipe's `[[optimizer.group]]` addresses them by name. Here: "bias-and-norm" (tensors
-        of at most one dimension) and "weights" (the rest). Subclasses split further.
+        A recipe's `[[optimizer.group]]` addresses them by name: "bias-and-norm" (every tensor of
+        at most one dimension), one group for the other tensors of each submodule in `own_groups`
+        ("predictor", "prototypes"), and "weights" (the rest).
         """
-        groups: dict[str, list[nn.Parameter]] = {"weights": [], "bias-and-norm": []}
+        owner = {
+            id(parameter): name
+            for name in self.own_groups
+            for parameter in self.get_submodule(name).parameters()
+        }
+        groups: dict[str, list[nn.Parameter]] = {
+            name: [] for name in ("weights", *self.own_groups, "bias-and-norm")
+        }
         for parameter in self.parameters():
             if parameter.requires_grad:
-                groups["bias-and-norm" if parameter.ndim <= 1 else "weights"].append(parameter)
+                name = owner.get(id(parameter), "weights")
+                groups["bias-and-norm" if parameter.ndim <= 1 else name].append(parameter)
         return groups
 
     def log(self, name: str, value: Tensor | float) -> None:
