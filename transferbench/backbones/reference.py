@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from transferbench.backbones.backbone import Backbone
 
 _FORMS = "timm:ARCH, file:PATH@ARCH, run:FOLDER or random:ARCH"
+_PLAIN = '{}[]:,"'  # what JSON needs and a query may hold as it is
 _NETWORK_OPTIONS = ("stem", "args")
 _INPUT_OPTIONS = {
     "size": "input_size",
@@ -289,10 +290,8 @@ def random_reference(
     if settings.args:
         options["args"] = settings.args
     options |= {"mean": list(mean), "std": list(std), "interpolation": interpolation}
-    query = "&".join(
-        f"{key}={quote(value if isinstance(value, str) else canonical_json(value), '{}[]:,"')}"
-        for key, value in options.items()
-    )
+    texts = {k: v if isinstance(v, str) else canonical_json(v) for k, v in options.items()}
+    query = "&".join(f"{key}={quote(text, _PLAIN)}" for key, text in texts.items())
     return f"random:{settings.name}@{size}?{query}"
 
 
