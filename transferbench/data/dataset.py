@@ -1,0 +1,260 @@
+"""What a data set is: a card that describes it, and named splits of images with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from transferbench.errors import UserError, nearest
+from transferbench.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Task = Literal["multiclass", "multilabel"]
+Metric = Literal["top1", "mean_per_class", "map11"]
+Interpolation = Literal["bilinear", "bicubic"]
+SPLITS = ("train", "val", "test")
+
+
+class Range(BaseModel):
+    """The least and the most images that a class has in a split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: int
+    max: int
+
+
+class Card(BaseModel):
+    """What is said about a data set; the schema of `dataset.toml` and of `cards/*.toml`.
+
+    Attributes
+    ----------
+    task : {"multiclass", "multilabel"}
+        One label an image, or any number of them.
+    metric : {"top1", "mean_per_class", "map11"}
+        "map11" (11-point mean average precision) goes with "multilabel", the others with
+        "multiclass".
+    classes : int
+        Labels are 0..classes-1.
+    label_column, image_column : str
+        Columns of parquet files.
+    class_names : tuple of str, optional
+        For class folders also their order.
+    source, revision, split : str, optional
+        Where the images come from, the pinned version, and how the splits were made.
+    counts : mapping
+        Images per split; other numbers found are an error.
+    images_per_class, label_histogram : mapping, optional
+        Expected extremes, or expected counts per class, by split; checked in the same way.
+    files : mapping, optional
+        Parquet files of each split, relative to the folder.
+    validation : {"given", "random-fifth"}
+        Where validation images come from; by default "given" where there is a `val` split.
+
+    Keys beyond the schema are kept in `model_extra`.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(min_length=1)
+    title: str = ""
+    task: Task = "multiclass"
+    metric: Metric
+    classes: int = Field(ge=2)
+    label_column: str = "label"
+    image_column: str = "image"
+    class_names: tuple[str, ...] | None = None
+    licence: str = "not stated"
+    citation: str = ""
+    source: str = ""
+    revision: str | None = None
+    split: str | None = None
+    image_size: str | None = None
+    counts: dict[str, int] = Field(default_factory=dict)
+    images_per_class: dict[str, Range] | None = None
+    label_histogram: dict[str, tuple[int, ...]] | None = None
+    files: dict[str, list[str]] | None = None
+    validation: Literal["given", "random-fifth"] = "random-fifth"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _validation_by_the_splits(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "validation" not in values:
+            splits = [*(values.get("counts") or ()), *(values.get("files") or ())]
+            values = {**values, "validation": "given" if "val" in splits else "random-fifth"}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Card:
+        if (self.task == "multilabel") != (self.metric == "map11"):
+            raise ValueError(f"the metric '{self.metric}' does not go with a {self.task} task")
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"{self.classes} classes but {len(self.class_names)} class_names")
+        for name in (*self.counts, *(self.files or ()), *(self.images_per_class or ())):
+            if name not in SPLITS:
+                raise ValueError(f"'{name}' is not a split; the splits are train, val and test")
+        if self.validation == "given" and self.counts and "val" not in self.counts:
+            raise ValueError("validation = 'given' but counts name no val split")
+        return self
+
+    @property
+    def unknown_keys(self) -> list[str]:
+        """Keys of the file that the schema does not know, sorted."""
+        return sorted(self.model_extra or ())
+
+    def meaning(self) -> dict[str, Any]:
+        """Return the fields that can change a measured number; the rest only describes."""
+        fields = {"task", "metric", "classes", "label_column", "image_column", "class_names"}
+        return self.model_dump(mode="json", include=fields | {"validation"})
+
+
+def make_card(values: Mapping[str, Any], where: str) -> Card:
+    """Build a card from the content of a file named `where`.
+
+    Raises
+    ------
+    UserError
+        If a value is missing, has the wrong type or does not fit the others.
+    """
+    try:
+        return Card.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "missing":
+            near = nearest(key, [k for k in values if k not in Card.model_fields])
+            hint = f" (it has '{near[0]}')" if near else ""
+            raise UserError(f"{where}: the key '{key}' is missing{hint}") from None
+        if key == "classes" and first["type"] == "greater_than_equal":
+            raise UserError(
+                f"{where}: classes = {first['input']}, but a data set needs two classes or more"
+            ) from None
+        raise UserError(f"{where}: {key + ': ' if key else ''}{reason}") from None
+
+
+class StoredImage(Protocol):
+    """One image as it lies in a file, a table or an array."""
+
+    @property
+    def where(self) -> str:
+        """File (and row) by which a person finds it."""
+        ...
+
+    def open(self) -> Image:
+        """Decode to a PIL image in RGB; raises `images.CorruptImage` if that is impossible."""
+        ...
+
+
+class Images(Protocol):
+    """The images of a split in their fixed order; iterating reads them one after the other."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[StoredImage]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with labels.
+
+    Attributes
+    ----------
+    name : str
+        "train", "val" or "test".
+    labels : array
+        int64 (N,) for a multiclass set, uint8 (N, K) of 0 and 1 for a multilabel one.
+    images : Images
+        The N images as stored.
+    fingerprint : str
+        SHA-256 of the content, order and labels included; equal fingerprints mean equal pixels.
+    native_size : int or None
+        Side in pixels if all images are equally large squares.
+    skipped : int
+        Corrupt images that were left out on request.
+    """
+
+    name: str
+    labels: npt.NDArray[Any]
+    images: Images
+    fingerprint: str
+    native_size: int | None = None
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pixels(
+        self,
+        size: int | None = None,
+        *,
+        interpolation: Interpolation = "bicubic",
+        progress: Progress = SILENT,
+    ) -> npt.NDArray[np.uint8]:
+        """Return all images, uint8 (N, S, S, 3), memory-mapped read-only from the cache.
+
+        The shorter side is resized to `size` (antialiased) and the centre cut out, as in the
+        transfer paper's evaluation (arXiv 2011.13377 app. A.2). The first call decodes, later
+        ones open a file.
+
+        Parameters
+        ----------
+        size : int, optional
+            Side S in pixels; None for the native size.
+        interpolation : {"bilinear", "bicubic"}
+            Used where the stored size differs from `size`.
+        progress : Progress
+            Shows the decoding.
+
+        Raises
+        ------
+        UserError
+            If `size` is None and the images are not equally large squares.
+        """
+        from transferbench.data.images import cached_pixels
+
+        return cached_pixels(self, size, interpolation, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Named splits of images and labels with the card that describes them.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Equal to the `identity()` of the source it came from.
+    splits : mapping
+        "train" always; "val" and "test" where there are such.
+    classes : tuple of str
+        Class names in the order of the labels.
+    """
+
+    name: str
+    card: Card
+    fingerprint: str
+    splits: Mapping[str, Split]
+    classes: tuple[str, ...]
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.classes)
+
+    @property
+    def task(self) -> Task:
+        """As on the card."""
+        return self.card.task
+
+    @property
+    def metric(self) -> Metric:
+        """As on the card."""
+        return self.card.metric

@@ -1,0 +1,280 @@
+"""Folders of parquet files: one row an image, as the Hub stores image sets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from transferbench.data.dataset import Card, StoredImage
+from transferbench.errors import UserError
+from transferbench.storage import file_digest
+
+SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# train.parquet, train-00000-of-00002.parquet, data/validation-00000-of-00001.parquet
+NAMES = re.compile(r"(train|val|valid|validation|test)([-_.].*)?\.parquet")
+
+
+@dataclass(frozen=True)
+class ParquetFolder:
+    """Parquet files by split, in the order in which their rows follow each other."""
+
+    root: Path
+    files: dict[str, tuple[Path, ...]]
+
+    @classmethod
+    def find(cls, root: Path, listed: dict[str, list[str]] | None) -> ParquetFolder | None:
+        """Return the parquet files that a card lists, or those that names give away, if any.
+
+        Raises
+        ------
+        UserError
+            If a listed file is missing or outside the folder, or no name tells its split.
+        """
+        if listed:
+            files = {}
+            for split, names in listed.items():
+                files[split] = tuple(root / name for name in names)
+                for name, path in zip(names, files[split], strict=True):
+                    if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+                        raise UserError(f"{root / 'dataset.toml'}: there is no file '{name}' here")
+            return cls(root, files)
+        present = sorted([*root.glob("*.parquet"), *root.glob("data/*.parquet")])
+        if not present:
+            return None
+        found: dict[str, list[Path]] = {}
+        for path in present:
+            if match := NAMES.fullmatch(path.name):
+                found.setdefault(SPLIT_OF[match[1]], []).append(path)
+        if not found:
+            raise UserError(
+                f"{root}: no parquet file is named after its split, as train.parquet and "
+                f"test.parquet are; found {present[0].name}"
+            )
+        return cls(root, {split: tuple(paths) for split, paths in found.items()})
+
+    def note(self) -> list[Any]:
+        """What a stat shows; the same note means the same content."""
+        stats = [(s, p, p.stat()) for s, paths in self.files.items() for p in paths]
+        return [[s, str(p.resolve()), t.st_size, t.st_mtime_ns] for s, p, t in stats]
+
+    def content(self) -> dict[str, Any]:
+        """Return digests of the stored content by split."""
+        return {split: [file_digest(p) for p in paths] for split, paths in self.files.items()}
+
+    def infer(self, stated: dict[str, Any]) -> dict[str, Any]:
+        """Return what the files themselves say about columns, task, classes and counts."""
+        first = next(iter(self.files.values()))[0]
+        schema = _open(first).schema_arrow
+        features = _features(schema)
+        image = stated.get("image_column") or _image_column(schema, features, first)
+        label = stated.get("label_column") or _label_column(schema, features, first)
+        if label not in schema.names:
+            raise UserError(f"{first} has no column '{label}'; it has {', '.join(schema.names)}")
+        multilabel = _is_list(schema.field(label).type)
+        names = _class_names(features.get(label))
+        known: dict[str, Any] = {
+            "image_column": image,
+            "label_column": label,
+            "task": "multilabel" if multilabel else "multiclass",
+            "metric": "map11" if multilabel else "top1",
+            "counts": {
+                s: sum(_open(p).metadata.num_rows for p in ps) for s, ps in self.files.items()
+            },
+        }
+        if names is not None:
+            known["class_names"] = names
+        if "classes" not in stated:
+            known["classes"] = len(names) if names else 1 + self._largest_label(label)
+        return known
+
+    def class_names(self, card: Card) -> tuple[str, ...] | None:
+        """Return the names in the schema's metadata (`ClassLabel`), if there are any."""
+        first = next(iter(self.files.values()))[0]
+        return _class_names(_features(_open(first).schema_arrow).get(card.label_column))
+
+    def labels(self, split: str, card: Card) -> npt.NDArray[Any]:
+        """Read the labels of a split, int64 (N,) or uint8 (N, K).
+
+        Raises
+        ------
+        UserError
+            If a label is missing, no integer, or outside 0..classes-1 (file and row are named).
+        """
+        parts = [self._labels_of(path, card) for path in self.files[split]]
+        return np.concatenate(parts)
+
+    def images(self, split: str, card: Card) -> ParquetImages:
+        """Return the images of a split."""
+        return ParquetImages(self.root.name, self.files[split], card.image_column)
+
+    def _labels_of(self, path: Path, card: Card) -> npt.NDArray[Any]:
+        import pyarrow as pa
+
+        name = card.label_column
+        column = _column(path, name)
+        multilabel = card.task == "multilabel"
+        if _is_list(column.type) != multilabel:
+            raise UserError(
+                f"{path}: the column '{name}' holds {column.type}, which is not a {card.task} label"
+            )
+        rows = np.arange(len(column))
+        flat = column
+        if multilabel:
+            rows = np.repeat(rows, column.value_lengths().fill_null(0).to_numpy())
+            flat = column.flatten()
+        if not pa.types.is_integer(flat.type):
+            raise UserError(f"{path}: the column '{name}' holds {flat.type}, not integers")
+        for array in (column, flat):
+            if array.null_count:
+                missing = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+                row = missing if array is column else int(rows[missing])
+                raise UserError(f"{path}, row {row}: the label is missing")
+        values = flat.to_numpy(zero_copy_only=False).astype(np.int64)
+        if len(outside := np.flatnonzero((values < 0) | (values >= card.classes))):
+            raise UserError(
+                f"{path}, row {int(rows[outside[0]])}: label {values[outside[0]]} is outside "
+                f"0..{card.classes - 1}"
+            )
+        if not multilabel:
+            return values
+        hot = np.zeros((len(column), card.classes), np.uint8)
+        hot[rows, values] = 1
+        return hot
+
+    def _largest_label(self, label: str) -> int:
+        largest = 0
+        for path in (p for paths in self.files.values() for p in paths):
+            column = _column(path, label)
+            flat = column.flatten() if _is_list(column.type) else column
+            values = flat.drop_null().to_numpy(zero_copy_only=False)
+            if values.dtype.kind not in "iu":
+                raise UserError(f"{path}: the column '{label}' holds {flat.type}, not integers")
+            largest = max(largest, int(values.max(initial=0)))
+        return largest
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """Rows of parquet files, read a batch at a time."""
+
+    title: str
+    files: tuple[Path, ...]
+    column: str
+
+    def __len__(self) -> int:
+        return sum(_open(path).metadata.num_rows for path in self.files)
+
+    def __iter__(self) -> Iterator[StoredImage]:
+        from transferbench.data.images import EncodedImage
+
+        for path in self.files:
+            row = 0
+            file = _open(path)
+            if self.column not in file.schema_arrow.names:
+                names = ", ".join(file.schema_arrow.names)
+                raise UserError(f"{path} has no column '{self.column}'; it has {names}")
+            for batch in _guard(path, file.iter_batches(batch_size=256, columns=[self.column])):
+                for value in batch.column(0):
+                    stored = value.as_py()
+                    name = ""
+                    if isinstance(stored, dict):
+                        name, stored = stored.get("path") or "", stored.get("bytes")
+                    beside = f" ({name})" if name else ""
+                    where = f"{self.title}/{path.name}, row {row}{beside}"
+                    yield EncodedImage(where, stored if isinstance(stored, bytes) else None)
+                    row += 1
+
+
+def _open(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path} as parquet: {_line(error)}") from error
+
+
+def _column(path: Path, name: str) -> Any:
+    import pyarrow as pa
+
+    file = _open(path)
+    if name not in file.schema_arrow.names:
+        raise UserError(
+            f"{path} has no column '{name}'; it has {', '.join(file.schema_arrow.names)}"
+        )
+    try:
+        return file.read(columns=[name]).column(0).combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path} as parquet: {_line(error)}") from error
+
+
+def _guard(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
+    import pyarrow as pa
+
+    try:
+        yield from batches
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"cannot read {path} as parquet: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """Return the features that the `datasets` library writes into the schema's metadata."""
+    try:
+        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    while isinstance(feature, list | dict):
+        if isinstance(feature, list):
+            feature = feature[0] if feature else None
+        elif feature.get("_type") == "ClassLabel":
+            names = feature.get("names")
+            return tuple(str(name) for name in names) if isinstance(names, list) else None
+        else:
+            feature = feature.get("feature")
+    return None
+
+
+def _image_column(schema: Any, features: dict[str, Any], path: Path) -> str:
+    import pyarrow as pa
+
+    marked = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
+    stored = [
+        field.name
+        for field in schema
+        if pa.types.is_binary(field.type)
+        or (pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+    ]
+    for name in ("image", *marked, *stored):
+        if name in schema.names:
+            return name
+    raise UserError(f"{path} has no column of images; it has {', '.join(schema.names)}")
+
+
+def _label_column(schema: Any, features: dict[str, Any], path: Path) -> str:
+    marked = [name for name, feature in features.items() if _class_names(feature)]
+    for name in ("label", "labels", *marked):
+        if name in schema.names:
+            return name
+    raise UserError(f"{path} has no column 'label' or 'labels'; it has {', '.join(schema.names)}")

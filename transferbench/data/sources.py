@@ -1,0 +1,196 @@
+"""Names of data sets to sources: what is embedded or plugged in, and folders under a data root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from transferbench import registry
+from transferbench.errors import NotAtHand, UserError, unknown
+from transferbench.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from transferbench.data.dataset import Card, Dataset
+
+Kind = Literal["embedded", "folder", "catalogue"]
+
+
+class Source(Protocol):
+    """Where a data set comes from; a plug-in registers an object of this shape.
+
+    Attributes
+    ----------
+    name : str
+        The name that records use.
+    kind : {"embedded", "folder", "catalogue"}
+        Made by the package; a folder on this machine; described by a card but fetched.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def card(self) -> Card:
+        """What is said about the set; reading it opens no image."""
+        ...
+
+    def identity(self) -> str:
+        """Return the SHA-256 of content and meaning of the card, without opening an image.
+
+        Raises
+        ------
+        NotAtHand
+            If the data are not on this machine.
+        """
+        ...
+
+    def load(self, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> Dataset:
+        """Open the data set.
+
+        Parameters
+        ----------
+        skip_corrupt : int
+            Corrupt images to leave out, at most, over all splits; one more is an error.
+        """
+        ...
+
+
+def find_source(name: str, *, data_root: Path | None = None) -> Source:
+    """Return the source called `name`.
+
+    Parameters
+    ----------
+    name : str
+        A folder's name under the data root, which shadows the others; a registered name;
+        `folder:PATH`; or `catalogue:NAME` for the registered set even where a folder shadows it.
+    data_root : Path, optional
+        A folder whose sub-folders are data sets.
+
+    Raises
+    ------
+    UserError
+        If there is no such set (with the nearest names), or the folder is missing or empty.
+    """
+    from transferbench.data.folder import FolderSource, holds_data
+
+    if name.startswith("folder:"):
+        return FolderSource(Path(name.removeprefix("folder:")))
+    if name.startswith("catalogue:"):
+        return _registered(name.removeprefix("catalogue:"))
+    if data_root is not None:
+        _check_root(data_root)
+        folder = data_root / name
+        if name not in ("", ".", "..") and "/" not in name and folder.is_dir():
+            if holds_data(folder) or name not in registry.names("datasets"):
+                return FolderSource(folder)
+    if name in registry.names("datasets"):
+        return _registered(name)
+    raise unknown("data set", name, {*registry.names("datasets"), *_folder_names(data_root)})
+
+
+def sources_at_hand(data_root: Path | None = None) -> list[Source]:
+    """Return every registered set that is at hand and every set under the data root.
+
+    A folder takes the place of the registered set of its name. Sets without a test split, such as
+    `drawn`, are among them.
+    """
+    found: dict[str, Source] = {}
+    for name in registry.names("datasets"):
+        source = _registered(name)
+        try:
+            source.identity()
+        except NotAtHand:
+            continue
+        found[name] = source
+    for name in _folder_names(data_root):
+        found[name] = find_source(name, data_root=data_root)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of `list datasets`.
+
+    Attributes
+    ----------
+    at_hand : bool
+        Whether it can be loaded now.
+    where : str
+        "embedded", the folder, or the command that fetches it.
+    counts : mapping
+        Images per split.
+    problem : str
+        Why a folder cannot be used; empty if it can.
+    """
+
+    name: str
+    kind: Kind
+    at_hand: bool
+    where: str
+    counts: dict[str, int]
+    classes: int
+    task: str
+    metric: str
+    licence: str
+    problem: str = ""
+
+
+def summaries(data_root: Path | None = None) -> list[Summary]:
+    """Describe every registered set and every folder under the data root, sorted by name."""
+    names = sorted({*registry.names("datasets"), *_folder_names(data_root)})
+    return [_summary(name, data_root) for name in names]
+
+
+def _summary(name: str, data_root: Path | None) -> Summary:
+    source: Source | None = None
+    try:
+        source = find_source(name, data_root=data_root)
+        card = source.card
+        source.identity()
+        problem = ""
+    except NotAtHand as error:
+        problem = str(error)
+    except UserError as error:
+        kind = source.kind if source is not None else "folder"
+        return Summary(name, kind, False, _place(source), {}, 0, "", "", "", str(error))
+    return Summary(
+        name=name,
+        kind=source.kind,
+        at_hand=not problem,
+        where=_place(source),
+        counts=card.counts,
+        classes=card.classes,
+        task=card.task,
+        metric=card.metric,
+        licence=card.licence,
+        problem=problem,
+    )
+
+
+def _place(source: Source | None) -> str:
+    folder = getattr(source, "folder", None)
+    return str(folder) if folder is not None else source.kind if source is not None else ""
+
+
+def _registered(name: str) -> Source:
+    source: Source = registry.load("datasets", name)
+    return source
+
+
+def _check_root(data_root: Path) -> None:
+    if not data_root.is_dir():
+        raise UserError(f"the data root {data_root} is not a folder")
+
+
+def _folder_names(data_root: Path | None) -> list[str]:
+    from transferbench.data.folder import holds_data
+
+    if data_root is None:
+        return []
+    _check_root(data_root)
+    folders = sorted(p for p in data_root.iterdir() if p.is_dir() and p.name[0] not in "._")
+    return [p.name for p in folders if holds_data(p)]
