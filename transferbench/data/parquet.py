@@ -136,7 +136,7 @@ class ParquetFolder:
                 missing = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
                 row = missing if array is column else int(rows[missing])
                 raise UserError(f"{path}, row {row}: the label is missing")
-        values = flat.to_numpy(zero_copy_only=False).astype(np.int64)
+        values: npt.NDArray[np.int64] = flat.to_numpy(zero_copy_only=False).astype(np.int64)
         if len(outside := np.flatnonzero((values < 0) | (values >= card.classes))):
             raise UserError(
                 f"{path}, row {int(rows[outside[0]])}: label {values[outside[0]]} is outside "
@@ -268,7 +268,7 @@ def _image_column(schema: Any, features: dict[str, Any], path: Path) -> str:
     ]
     for name in ("image", *marked, *stored):
         if name in schema.names:
-            return name
+            return str(name)
     raise UserError(f"{path} has no column of images; it has {', '.join(schema.names)}")
 
 

@@ -17,21 +17,17 @@ Kind = Literal["embedded", "folder", "catalogue"]
 
 
 class Source(Protocol):
-    """Where a data set comes from; a plug-in registers an object of this shape.
-
-    Attributes
-    ----------
-    name : str
-        The name that records use.
-    kind : {"embedded", "folder", "catalogue"}
-        Made by the package; a folder on this machine; described by a card but fetched.
-    """
+    """Where a data set comes from; a plug-in registers an object of this shape."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name that records use."""
+        ...
 
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> Kind:
+        """Made by the package; a folder on this machine; described by a card but fetched."""
+        ...
 
     @property
     def card(self) -> Card:
@@ -84,9 +80,10 @@ def find_source(name: str, *, data_root: Path | None = None) -> Source:
     if data_root is not None:
         _check_root(data_root)
         folder = data_root / name
-        if name not in ("", ".", "..") and "/" not in name and folder.is_dir():
-            if holds_data(folder) or name not in registry.names("datasets"):
-                return FolderSource(folder)
+        inside = name not in ("", ".", "..") and "/" not in name and folder.is_dir()
+        # A folder without images hides no registered set; alone, it is an error to be told.
+        if inside and (holds_data(folder) or name not in registry.names("datasets")):
+            return FolderSource(folder)
     if name in registry.names("datasets"):
         return _registered(name)
     raise unknown("data set", name, {*registry.names("datasets"), *_folder_names(data_root)})
@@ -146,22 +143,25 @@ def summaries(data_root: Path | None = None) -> list[Summary]:
 
 
 def _summary(name: str, data_root: Path | None) -> Summary:
-    source: Source | None = None
     try:
         source = find_source(name, data_root=data_root)
-        card = source.card
-        source.identity()
-        problem = ""
-    except NotAtHand as error:
-        problem = str(error)
     except UserError as error:
-        kind = source.kind if source is not None else "folder"
-        return Summary(name, kind, False, _place(source), {}, 0, "", "", "", str(error))
+        return Summary(name, "folder", False, "", {}, 0, "", "", "", str(error))
+    where = _place(source)
+    try:
+        card = source.card
+    except UserError as error:
+        return Summary(name, source.kind, False, where, {}, 0, "", "", "", str(error))
+    problem = ""
+    try:
+        source.identity()
+    except UserError as error:
+        problem = str(error)
     return Summary(
         name=name,
         kind=source.kind,
         at_hand=not problem,
-        where=_place(source),
+        where=where,
         counts=card.counts,
         classes=card.classes,
         task=card.task,
@@ -171,9 +171,9 @@ def _summary(name: str, data_root: Path | None) -> Summary:
     )
 
 
-def _place(source: Source | None) -> str:
+def _place(source: Source) -> str:
     folder = getattr(source, "folder", None)
-    return str(folder) if folder is not None else source.kind if source is not None else ""
+    return str(folder) if folder is not None else source.kind
 
 
 def _registered(name: str) -> Source:
