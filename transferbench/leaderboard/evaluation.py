@@ -1,0 +1,262 @@
+"""Running jobs: a model is loaded once, a record is written the moment its job ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transferbench.errors import NotAtHand, UserError
+from transferbench.leaderboard.jobs import Job
+from transferbench.leaderboard.portable import portable
+from transferbench.leaderboard.record import (
+    Cost,
+    MadeWith,
+    failure,
+    measured,
+    versions,
+    write,
+)
+from transferbench.progress import SILENT, Progress
+from transferbench.storage import cache_folder, digest, write_atomic
+
+if TYPE_CHECKING:
+    from transferbench.backbones.backbone import Backbone
+    from transferbench.data.dataset import Dataset
+    from transferbench.protocols.protocol import Outcome
+
+
+@dataclass(frozen=True)
+class Strictness:
+    """What a user named alone, so that bad input there is an error at once, not a failed job."""
+
+    model: bool = False
+    data: bool = False
+
+
+@dataclass
+class Session:
+    """What one `evaluate` holds while it works through its jobs.
+
+    Attributes
+    ----------
+    device : str
+        Where networks run, e.g. "cpu" or "cuda".
+    skip_corrupt : int
+        Corrupt images that may be left out, per data set.
+    command : str
+        Written into records; without absolute paths.
+    strict : Strictness
+        Where bad input is raised.
+    progress : Progress
+        Shows jobs, extraction and fits.
+    """
+
+    device: str
+    skip_corrupt: int = 0
+    command: str = ""
+    strict: Strictness = Strictness()
+    progress: Progress = SILENT
+    # What could not be loaded is remembered too: its error serves all jobs that need it.
+    _model: tuple[tuple[str, int], Backbone | UserError] | None = field(default=None, init=False)
+    _data: dict[str, Dataset | UserError] = field(default_factory=dict, init=False)
+
+    def run(self, jobs: Sequence[Job]) -> list[Job]:
+        """Run jobs in order and return them with their new states.
+
+        A job that another process has finished meanwhile is left as it is. A job that raises
+        becomes a failed record, unless that would replace a number, and the rest runs.
+
+        Raises
+        ------
+        UserError
+            If the records' folder is read-only (before any work), or on bad input of what the
+            user named alone.
+        """
+        for job in jobs:
+            check_writable(job.path.parent)
+        done = []
+        with self.progress.task("jobs", len(jobs), "jobs") as bar:
+            for job in jobs:
+                bar.note = job.title
+                done.append(self._run(job))
+                bar.advance(note=job.title)
+        return done
+
+    def _run(self, job: Job) -> Job:
+        now = job.look_again()
+        if now.description is None or now.state in ("fresh", "unreadable"):
+            return now
+        started = time.monotonic()
+        phases: dict[str, float] = {}
+        try:
+            with _timed(phases, "load_data"):
+                dataset = self._dataset(job)
+            with _timed(phases, "load_model"):
+                backbone = self._backbone(job)
+            outcome = job.task.protocol.run(
+                backbone,
+                dataset,
+                job.task.parameters,
+                seed=job.seed,
+                device=self.device,
+                progress=self.progress,
+            )
+            cost = self._cost(outcome, phases, time.monotonic() - started)
+            record = measured(
+                now.description,
+                outcome,
+                predictions=keep_predictions(outcome),
+                skipped={s.name: s.skipped for s in dataset.splits.values() if s.skipped},
+                cost=cost,
+                made_with=MadeWith(versions=versions(), command=self.command),
+            )
+        except NotAtHand as error:
+            # What vanished between planning and loading is no failure of the job.
+            return replace(now, state="missing", reason=error.reason, command=error.command)
+        except _Refused as refused:
+            raise refused.error from refused
+        except Exception as error:
+            if isinstance(error, UserError) and self.strict.model:
+                raise
+            return self._failed(now, error, time.monotonic() - started)
+        write(job.path, record)
+        value = f"{record.metric} {100 * (record.value or 0):.2f}"
+        self.progress.say(f"{job.title}: {value} ({time.monotonic() - started:.1f} s)")
+        return job.look_again()
+
+    def _dataset(self, job: Job) -> Dataset:
+        name = job.column.name
+        if name not in self._data:
+            assert job.column.source is not None
+            try:
+                self._data[name] = job.column.source.load(
+                    skip_corrupt=self.skip_corrupt, progress=self.progress
+                )
+            except UserError as error:
+                self._data[name] = error
+        loaded = self._data[name]
+        if isinstance(loaded, UserError):
+            raise _Refused(loaded) if self.strict.data else loaded
+        return loaded
+
+    def _backbone(self, job: Job) -> Backbone:
+        key = (job.entrant.name, job.seed)
+        if self._model is None or self._model[0] != key:
+            self._model = None  # frees the last one before the next is built
+            try:
+                self._model = (key, job.entrant.reference(job.seed).load(self.device))
+            except UserError as error:
+                self._model = (key, error)
+        loaded = self._model[1]
+        if isinstance(loaded, UserError):
+            raise _Refused(loaded) if self.strict.model else loaded
+        return loaded
+
+    def _cost(self, outcome: Outcome, phases: dict[str, float], total: float) -> Cost:
+        given = dict(outcome.cost)
+        rate = given.pop("images_per_second", None)
+        seconds = {**phases, **given, "total": total}
+        return Cost(
+            seconds={name: round(value, 3) for name, value in seconds.items()},
+            device=self.device,
+            peak_memory_mib=round(_peak_memory(self.device), 1),
+            images_per_second=None if rate is None else round(rate, 1),
+        )
+
+    def _failed(self, job: Job, error: Exception, seconds: float) -> Job:
+        assert job.description is not None
+        said = portable(" ".join(str(error).split()))
+        record = failure(
+            type(error).__name__ if not isinstance(error, UserError) else "",
+            said,
+            job.description,
+            trace=[] if isinstance(error, UserError) else _trace(error),
+            cost=Cost(seconds={"total": round(seconds, 3)}, device=self.device),
+            made_with=MadeWith(versions=versions(), command=self.command),
+        )
+        written = write(job.path, record)
+        kept = "" if written else "; the number measured before is kept"
+        self.progress.say(f"{job.title}: failed: {record.details['error']}{kept}")
+        after = job.look_again()
+        # The failure is told even where a number that was measured before keeps its place.
+        return replace(after, failed_now=True, reason=str(record.details["error"]))
+
+
+class _Refused(Exception):
+    """Carries a user's error past the net that turns exceptions into failed records."""
+
+    def __init__(self, error: UserError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def check_writable(folder: Path) -> None:
+    """Check, without a trace, that files could be made in a folder that may not exist yet.
+
+    Raises
+    ------
+    UserError
+        If it, or the nearest folder above it that exists, is read-only or no folder.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"cannot write to {folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: the folder {there} is read-only")
+
+
+def keep_predictions(outcome: Outcome) -> str | None:
+    """Keep per-image test predictions in the cache and return their digest.
+
+    The file is `predictions/<digest>.npy`; equal predictions are kept once.
+    """
+    if outcome.predictions is None:
+        return None
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, outcome.predictions, allow_pickle=False)
+    name = digest(buffer.getvalue())
+    path = cache_folder("predictions") / f"{name}.npy"
+    if not path.exists():
+        write_atomic(path, buffer.getvalue())
+    return name
+
+
+@contextmanager
+def _timed(phases: dict[str, float], phase: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    phases[phase] = time.monotonic() - started
+
+
+def _peak_memory(device: str) -> float:
+    """Highest memory use so far in MiB: of the device if it is CUDA, else of the process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes.
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _trace(error: Exception, last: int = 8) -> list[str]:
+    """The last frames of a traceback, one line each, files by their names in the package."""
+    lines = []
+    for frame in traceback.extract_tb(error.__traceback__)[-last:]:
+        parts = Path(frame.filename).parts
+        start = next((i for i, p in enumerate(parts) if p == "site-packages"), len(parts) - 3)
+        lines.append(f"{'/'.join(parts[start + 1 :])}:{frame.lineno} in {frame.name}: {frame.line}")
+    return lines
