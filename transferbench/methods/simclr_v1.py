@@ -66,10 +66,9 @@ class SimCLRv1(Method):
         first, second = embeddings["z"].unbind(1)
         logits, positives = nt_xent_logits(first, second, self.settings.temperature)
         with torch.no_grad():
+            similarity = F.cosine_similarity(first.float(), second.float())
+            self.log("positive_similarity", similarity.mean())
             self.log("contrastive_top1", (logits.argmax(1) == positives).float().mean())
-            self.log(
-                "positive_similarity", F.cosine_similarity(first.float(), second.float()).mean()
-            )
         return F.cross_entropy(logits, positives)
 
 
