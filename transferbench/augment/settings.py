@@ -32,7 +32,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _check_range(name: str, low: float, high: float) -> None:
@@ -61,7 +61,7 @@ class CropSettings(_Settings):
     def _ranges(self) -> Self:
         _check_range("scale", *self.scale)
         _check_range("ratio", *self.ratio)
-        if not (0 < self.scale[0] and self.scale[1] <= 1):
+        if not (self.scale[0] > 0 and self.scale[1] <= 1):
             raise ValueError("scale must lie in (0, 1]: it is a share of the image's area")
         if self.ratio[0] <= 0:
             raise ValueError("ratio must be positive: it is width over height")
@@ -161,7 +161,8 @@ class ViewSettings(_Settings):
     sobel : float
         Probability of replacing an image by the magnitude of its gray gradient.
     order : tuple of str
-        The operations in the order in which they act. What a view does not use may be left out.
+        The operations in the order in which they act, "crop" first (it stands for either crop).
+        What a view does not use may be left out.
     """
 
     count: int = Field(default=1, ge=1, le=64)
@@ -186,8 +187,12 @@ class ViewSettings(_Settings):
         for name in self.order:
             if name not in OPERATIONS:
                 raise ValueError(f"order: no operation '{name}'; valid: {', '.join(OPERATIONS)}")
+        if self.order[:1] != ("crop",):
+            raise ValueError("order must begin with 'crop': it gives a view its size")
         if len(set(self.order)) != len(self.order):
             raise ValueError("order names an operation twice")
+        if self.blur is not None and (self.blur.size or 0) // 2 >= self.size:
+            raise ValueError(f"blur.size must be below twice the view's size, {self.size}")
         for name in self.used():
             if name not in self.order:
                 raise ValueError(f"order must name '{name}', which this view uses")

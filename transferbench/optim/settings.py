@@ -36,7 +36,7 @@ SCHEDULE_KEYS: dict[str, dict[str, Any]] = {
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _complete(value: Any, what: str, keys: dict[str, dict[str, Any]], shared: set[str]) -> Any:
