@@ -1,0 +1,100 @@
+"""Where the loss starts, and that the gradient lowers it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conformance.bed import (
+    BATCH,
+    CLASSES,
+    STEPS_PER_EPOCH,
+    Data,
+    build,
+    optimizer_of,
+    train_step,
+)
+from transferbench.registry import names
+
+METHODS = names("methods")
+
+
+class Unrelated(nn.Module):
+    """A backbone whose features (B, 64) are independent of the images and of each other."""
+
+    num_features = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.seed = count()
+
+    def forward(self, images: Tensor) -> Tensor:
+        chance = torch.Generator().manual_seed(next(self.seed))
+        return self.scale * torch.randn(len(images), 64, generator=chance)
+
+
+def simclr_start(settings: Any) -> float:
+    """ln(2N - 1) plus the spread of similarities of unrelated unit rows in D dimensions."""
+    return math.log(2 * BATCH - 1) + 1 / (2 * settings.projector_output * settings.temperature**2)
+
+
+def swav_start(settings: Any) -> float:
+    return math.log(settings.prototypes) + 1 / (
+        2 * settings.projector_output * settings.temperature**2
+    )
+
+
+# The sheets' starting values for views that carry nothing in common: settings that make the
+# closed form apply, the value, and how far a batch of this size may be from it.
+START: dict[str, tuple[dict[str, Any], Callable[[Any], float], float]] = {
+    "supervised": ({"label_smoothing": 0.0}, lambda _: math.log(CLASSES), 0.3),
+    "simclr-v1": (
+        {"projector_hidden": 64, "projector_output": 128, "temperature": 0.2},
+        simclr_start,
+        0.2,
+    ),
+    "byol": ({"projector_output": 256}, lambda _: 4.0, 0.5),
+    "swav": (
+        {"projector_hidden": 256, "projector_output": 64, "prototypes": 500},
+        swav_start,
+        0.15,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name in START])
+def test_the_first_loss_is_the_sheet_s(name: str) -> None:
+    settings, expected, tolerance = START[name]
+    method = build(name, backbone=Unrelated(), **settings)
+    data = Data(name)
+    losses = []
+    for step in range(16):
+        views, batch = data.step(step)
+        method.before_step(batch)
+        with torch.no_grad():
+            losses.append(float(method(views, batch)))
+    start = sum(losses) / len(losses)
+    assert start == pytest.approx(expected(method.settings), abs=tolerance)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_falls_over_thirty_steps_on_one_batch(name: str) -> None:
+    method, data = build(name), Data(name)
+    # Fill what is not learnt by gradient, without learning, then keep it still.
+    still = optimizer_of(method, lr=0.0)
+    for step in range(STEPS_PER_EPOCH):
+        train_step(method, still, data, step)
+    optimizer = optimizer_of(method, lr=0.1)
+    losses = [
+        train_step(method, optimizer, data, STEPS_PER_EPOCH + i, batch_of=0, frozen=True)
+        for i in range(30)
+    ]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < 0.9 * losses[0], losses
