@@ -1,0 +1,280 @@
+"""Pictures of one textured object before a cluttered background, drawn in batches.
+
+A shape is a signed distance (negative inside), a texture a wave whose sign picks one of two
+colours. Both are evaluated on a grid of twice the size of the picture and given soft edges one
+sample wide, so that no edge is jagged. Lengths are in pixels of the finished picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# float32 throughout; NumPy's annotations do not follow that through its functions.
+Floats = npt.NDArray[Any]
+Draw = np.random.Generator
+
+SIDE = 32
+OVERSAMPLING = 2
+# Raised whenever the same seed would give another picture.
+VERSION = 1
+
+
+def draw(
+    shapes: npt.NDArray[np.int64], textures: npt.NDArray[np.int64], generator: Draw
+) -> npt.NDArray[np.uint8]:
+    """Draw one picture for each pair of a shape and a texture.
+
+    Everything else (colours, which of a texture's two colours is the lighter, position, size,
+    rotation, stretch, background, clutter) is drawn from `generator`, independently of both.
+
+    Parameters
+    ----------
+    shapes, textures : int64 arrays (B,)
+        Positions in `SHAPES` and `TEXTURES`.
+
+    Returns
+    -------
+    uint8 array (B, 32, 32, 3)
+    """
+    count = len(shapes)
+    x, y = _grid(OVERSAMPLING)
+    radius = _uniform(generator, count, 9.5, 14.5)
+    reach = 15.5 - radius
+    u = x - _uniform(generator, count, -1, 1) * reach
+    v = y - _uniform(generator, count, -1, 1) * reach
+    stretch = np.exp(_uniform(generator, count, -0.12, 0.12))
+    a, b = _rotated(u, v, _uniform(generator, count, 0, 2 * np.pi))
+    distance = _each(SHAPES, shapes, a * stretch / radius, b / stretch / radius) * radius
+    wave = _texture(textures, u, v, generator)
+
+    # Shares of a pixel that background, rim and either colour take; colours are mixed afterwards.
+    object_share = _soft(-distance, OVERSAMPLING)
+    rim_share = object_share * _soft(0.6 - np.abs(distance + 0.6), OVERSAMPLING) * 0.6
+    light_share = (object_share - rim_share) * _soft(wave, OVERSAMPLING)
+    object_share, rim_share, light_share = map(_reduced, (object_share, rim_share, light_share))
+
+    picture = _background(count, generator)
+    light, dark = _two_tones(generator, count)
+    rim = np.where(generator.random((count, 1, 1, 1)) < 0.5, 0, 1).astype(np.float32)
+    picture *= 1 - object_share
+    picture += rim * rim_share + light * light_share
+    picture += dark * (object_share - rim_share - light_share)
+    picture += 0.02 * generator.standard_normal(picture.shape, dtype=np.float32)
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+def _grid(oversampling: int) -> tuple[Floats, Floats]:
+    """Coordinates of the samples from the picture's middle, each (1, S, S)."""
+    line = (np.arange(SIDE * oversampling, dtype=np.float32) + 0.5) / oversampling - SIDE / 2
+    y, x = np.meshgrid(line, line, indexing="ij")
+    return x[None], y[None]
+
+
+def _uniform(generator: Draw, count: int, low: float, high: float) -> Floats:
+    return generator.uniform(low, high, (count, 1, 1)).astype(np.float32)
+
+
+def _rotated(x: Floats, y: Floats, angle: Floats) -> tuple[Floats, Floats]:
+    c, s = np.cos(angle), np.sin(angle)
+    return c * x + s * y, c * y - s * x
+
+
+def _soft(distance: Floats, oversampling: int = 1) -> Floats:
+    """Coverage 0..1 of a sample that lies `distance` inside an edge."""
+    return np.clip(distance * oversampling + 0.5, 0, 1)
+
+
+def _reduced(share: Floats) -> Floats:
+    """Average samples to pixels, (B, S, S) to (B, 32, 32, 1)."""
+    total = share[:, ::2] + share[:, 1::2]
+    return ((total[:, :, ::2] + total[:, :, 1::2]) * 0.25)[..., None]
+
+
+def _each(
+    kinds: Mapping[str, Callable[..., Floats]], chosen: npt.NDArray[np.int64], *inputs: Floats
+) -> Floats:
+    """Evaluate for every picture the function of its kind."""
+    result = np.empty(inputs[0].shape, np.float32)
+    for kind, function in enumerate(kinds.values()):
+        rows = np.flatnonzero(chosen == kind)
+        if len(rows):
+            result[rows] = function(*(i[rows] for i in inputs))
+    return result
+
+
+# Shapes: signed distance, about 1 from the middle to the far end.
+
+
+def _disc(a: Floats, b: Floats) -> Floats:
+    return np.hypot(a, b) - 0.95
+
+
+def _square(a: Floats, b: Floats) -> Floats:
+    return np.maximum(np.abs(a), np.abs(b)) - 0.8
+
+
+def _triangle(a: Floats, b: Floats) -> Floats:
+    return np.maximum(np.abs(a) * 0.866 + b * 0.5, -b) - 0.56
+
+
+def _star(a: Floats, b: Floats) -> Floats:
+    sector = 2 * np.pi / 5
+    angle = np.abs((np.arctan2(b, a) + sector / 2) % sector - sector / 2)
+    r = np.hypot(a, b)
+    # The edge runs from the tip (1.12, 0) to the notch at half a sector.
+    nx, ny = 0.45 * np.sin(sector / 2), 1.12 - 0.45 * np.cos(sector / 2)
+    length = np.hypot(nx, ny)
+    return ((r * np.cos(angle) - 1.12) * nx + r * np.sin(angle) * ny) / length
+
+
+def _cross(a: Floats, b: Floats) -> Floats:
+    a, b = np.abs(a), np.abs(b)
+    return np.minimum(np.maximum(a - 1.0, b - 0.34), np.maximum(b - 1.0, a - 0.34))
+
+
+def _ring(a: Floats, b: Floats) -> Floats:
+    return np.abs(np.hypot(a, b) - 0.72) - 0.28
+
+
+def _crescent(a: Floats, b: Floats) -> Floats:
+    return np.maximum(np.hypot(a, b) - 1.0, 0.75 - np.hypot(a - 0.5, b))
+
+
+def _heart(a: Floats, b: Floats) -> Floats:
+    a, b = np.abs(a), b + 0.1
+    diamond = (a + np.abs(b) - 0.85) * 0.707
+    return np.minimum(diamond, np.hypot(a - 0.425, b - 0.425) - 0.6)
+
+
+SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
+    "disc": _disc,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "ring": _ring,
+    "crescent": _crescent,
+    "heart": _heart,
+}
+
+# Textures: positive where the lighter colour is, about the distance from the nearest edge; each
+# covers about half of the area with either colour.
+
+
+def _texture(chosen: npt.NDArray[np.int64], u: Floats, v: Floats, generator: Draw) -> Floats:
+    count = len(chosen)
+    period = _uniform(generator, count, 5.0, 7.0)
+    a, b = _rotated(u, v, _uniform(generator, count, 0, 2 * np.pi))
+    phases = generator.uniform(0, 1, (count, 12)).astype(np.float32)[:, :, None, None]
+    polarity = np.where(generator.random((count, 1, 1)) < 0.5, -1, 1).astype(np.float32)
+    bias = _uniform(generator, count, -0.35, 0.35)
+    return (_each(TEXTURES, chosen, a, b, period, phases) + bias) * polarity
+
+
+def _sine(t: Floats, period: Floats) -> Floats:
+    return np.sin(t * (2 * np.pi / period)) * (period / (2 * np.pi))
+
+
+def _stripes(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
+    return _sine(a + phases[:, 0] * p, p)
+
+
+def _checks(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
+    q = p * 1.5
+    one, two = _sine(a + phases[:, 0] * q, q), _sine(b + phases[:, 1] * q, q)
+    return one * two * (2 * np.pi / q)
+
+
+def _dots(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
+    q = p * 1.1
+    row = np.floor(b / q + phases[:, 0])
+    x = (a / q + phases[:, 1] + 0.5 * (row % 2)) % 1 - 0.5
+    y = (b / q + phases[:, 0]) % 1 - 0.5
+    return (0.38 - np.hypot(x, y)) * q
+
+
+def _rings(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
+    r = np.hypot(a + (phases[:, 1] - 0.5) * 4, b + (phases[:, 2] - 0.5) * 4)
+    return _sine(r + phases[:, 0] * p, p)
+
+
+def _zigzag(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
+    q = p * 1.7
+    bend = np.abs((a / q + phases[:, 1]) % 1 - 0.5) * q * 1.7
+    return _sine(b + bend + phases[:, 0] * p, p)
+
+
+def _blotches(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
+    total = np.zeros_like(a)
+    for i in range(6):
+        turn = 2 * np.pi * (i + phases[:, i]) / 6
+        total += _sine(a * np.cos(turn) + b * np.sin(turn) + phases[:, i + 6] * p * 1.3, p * 1.3)
+    return total * 0.6
+
+
+def _spokes(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
+    a, b = a + (phases[:, 1] - 0.5) * 4, b + (phases[:, 2] - 0.5) * 4
+    n = np.floor(5 + phases[:, 0] * 3)
+    return np.sin(np.arctan2(b, a) * n) * np.hypot(a, b) / n
+
+
+def _bricks(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
+    height, width = p * 0.95, p * 1.7
+    row = b / height + phases[:, 0]
+    y = np.abs(row % 1 - 0.5) * height
+    x = np.abs((a / width + phases[:, 1] + 0.5 * (np.floor(row) % 2)) % 1 - 0.5) * width
+    return np.minimum(height / 2 - y, width / 2 - x) - 0.85
+
+
+TEXTURES: dict[str, Callable[[Floats, Floats, Floats, Floats], Floats]] = {
+    "stripes": _stripes,
+    "checks": _checks,
+    "dots": _dots,
+    "rings": _rings,
+    "zigzag": _zigzag,
+    "blotches": _blotches,
+    "spokes": _spokes,
+    "bricks": _bricks,
+}
+
+
+def _color(generator: Draw, lightness: Floats) -> Floats:
+    """A random hue and saturation of a given lightness, (B, 1, 1, 3)."""
+    count = len(lightness)
+    tint = generator.uniform(-1, 1, (count, 1, 1, 3)).astype(np.float32)
+    tint -= tint.mean(axis=-1, keepdims=True)
+    return np.clip(lightness[..., None] + 0.3 * tint, 0, 1)
+
+
+def _two_tones(generator: Draw, count: int) -> tuple[Floats, Floats]:
+    gap = _uniform(generator, count, 0.4, 0.7)
+    dark = generator.random((count, 1, 1), dtype=np.float32) * (1 - gap)
+    return _color(generator, dark + gap), _color(generator, dark)
+
+
+def _background(count: int, generator: Draw) -> Floats:
+    x, y = _grid(1)
+    base = _uniform(generator, count, 0.15, 0.85)
+    first = _color(generator, base)
+    second = _color(generator, np.clip(base + _uniform(generator, count, -0.2, 0.2), 0, 1))
+    across, _ = _rotated(x, y, _uniform(generator, count, 0, 2 * np.pi))
+    picture = first + (second - first) * np.clip(across / 32 + 0.5, 0, 1)[..., None]
+    for _ in range(4):
+        _clutter(picture, x, y, base, generator)
+    return picture
+
+
+def _clutter(picture: Floats, x: Floats, y: Floats, base: Floats, generator: Draw) -> None:
+    """Lay a bar or a blob of a random size and colour on every picture."""
+    count = len(picture)
+    u, v = x - _uniform(generator, count, -17, 17), y - _uniform(generator, count, -17, 17)
+    a, b = _rotated(u, v, _uniform(generator, count, 0, 2 * np.pi))
+    length, width = _uniform(generator, count, 1, 6), _uniform(generator, count, 0.8, 2.5)
+    distance = np.hypot(np.maximum(np.abs(a) - length, 0), b) - width
+    lightness = np.clip(base + _uniform(generator, count, -0.35, 0.35), 0, 1)
+    color = _color(generator, lightness)
+    picture += (color - picture) * _soft(-distance)[..., None]
