@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from transferbench.methods.method import BatchInfo, Embeddings, Method, Views
+from transferbench.methods.parts.precision import raise_half
 
 
 def cached_gradients(
@@ -41,7 +42,7 @@ def cached_gradients(
     batch : BatchInfo
         Of the whole batch.
     micro_batches : int
-        Into how many parts the B images are cut; they differ by at most one image.
+        Into how many parts the B images are cut, 1 to B; they differ by at most one image.
     autocast : callable
         Makes the context in which `embed` runs, e.g. `lambda: torch.autocast("cuda")`.
 
@@ -50,8 +51,10 @@ def cached_gradients(
     loss : Tensor ()
         Detached.
     embeddings : Embeddings
-        Of the whole batch, detached.
+        Of the whole batch, detached; half precision raised to float32, as the loss gets them.
     """
+    if not 1 <= micro_batches <= len(views[0]):
+        raise ValueError(f"{len(views[0])} images cannot be cut into {micro_batches} parts")
     bounds = [len(views[0]) * i // micro_batches for i in range(micro_batches + 1)]
     parts = [
         (tuple(view[start:stop] for view in views), batch.part(start, stop))
@@ -66,7 +69,7 @@ def cached_gradients(
     whole = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
     leaves = {
-        name: value.detach().requires_grad_(value.is_floating_point())
+        name: raise_half(value).requires_grad_(value.is_floating_point())
         for name, value in whole.items()
     }
     loss = method.loss(leaves, batch)
@@ -86,7 +89,7 @@ def cached_gradients(
                 gradient = leaves[name].grad
                 if value.requires_grad and gradient is not None:
                     outputs.append(value)
-                    gradients.append(gradient[start:stop])
+                    gradients.append(gradient[start:stop].to(value.dtype))
             torch.autograd.backward(outputs, gradients)
     after()
     return loss.detach(), {name: leaf.detach() for name, leaf in leaves.items()}

@@ -13,10 +13,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _raise(value: object) -> object:
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    return value
+def raise_half(value: Tensor) -> Tensor:
+    """Return a tensor of any shape in float32 if it is float16 or bfloat16, else as it is."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def at_least_float32(function: Callable[P, R]) -> Callable[P, R]:
@@ -30,10 +29,14 @@ def at_least_float32(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         device = tensors[0].device.type if tensors else "cpu"
+
+        def raised(value: object) -> object:
+            return raise_half(value) if isinstance(value, Tensor) else value
+
         with torch.autocast(device, enabled=False):
             return function(
-                *(_raise(a) for a in args),  # type: ignore[arg-type]
-                **{k: _raise(v) for k, v in kwargs.items()},  # type: ignore[arg-type]
+                *(raised(a) for a in args),  # type: ignore[arg-type]
+                **{k: raised(v) for k, v in kwargs.items()},  # type: ignore[arg-type]
             )
 
     return wrapped
