@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from transferbench.leaderboard.portable import portable
 from transferbench.leaderboard.record import (
     Cost,
     MadeWith,
+    Record,
     failure,
     measured,
     versions,
@@ -58,6 +59,8 @@ class Session:
         Where bad input is raised.
     progress : Progress
         Shows jobs, extraction and fits.
+    before_record : callable
+        Called before the first record is written, and only then.
     """
 
     device: str
@@ -65,6 +68,8 @@ class Session:
     command: str = ""
     strict: Strictness = Strictness()
     progress: Progress = SILENT
+    before_record: Callable[[], object] = lambda: None
+    _begun: bool = field(default=False, init=False)
     # What could not be loaded is remembered too: its error serves all jobs that need it.
     _model: tuple[tuple[str, int], Backbone | UserError] | None = field(default=None, init=False)
     _data: dict[str, Dataset | UserError] = field(default_factory=dict, init=False)
@@ -128,10 +133,16 @@ class Session:
             if isinstance(error, UserError) and self.strict.model:
                 raise
             return self._failed(now, error, time.monotonic() - started)
-        write(job.path, record)
+        self._write(job.path, record)
         value = f"{record.metric} {100 * (record.value or 0):.2f}"
         self.progress.say(f"{job.title}: {value} ({time.monotonic() - started:.1f} s)")
         return job.look_again()
+
+    def _write(self, path: Path, record: Record) -> bool:
+        if not self._begun:
+            self.before_record()
+            self._begun = True
+        return write(path, record)
 
     def _dataset(self, job: Job) -> Dataset:
         name = job.column.name
@@ -183,7 +194,7 @@ class Session:
             cost=Cost(seconds={"total": round(seconds, 3)}, device=self.device),
             made_with=MadeWith(versions=versions(), command=self.command),
         )
-        written = write(job.path, record)
+        written = self._write(job.path, record)
         kept = "" if written else "; the number measured before is kept"
         self.progress.say(f"{job.title}: failed: {record.details['error']}{kept}")
         after = job.look_again()

@@ -180,7 +180,9 @@ def tasks(protocols: Iterable[BoardProtocol], where: str) -> list[Task]:
     return found
 
 
-def columns(datasets: Iterable[str], data_root: Path | None, *, strict: bool) -> list[Column]:
+def columns(
+    datasets: Iterable[str], data_root: Path | None, *, known: bool = False, strict: bool = False
+) -> list[Column]:
     """Find data sets and their fingerprints.
 
     Parameters
@@ -189,8 +191,10 @@ def columns(datasets: Iterable[str], data_root: Path | None, *, strict: bool) ->
         Names, `folder:PATH` or `catalogue:NAME`.
     data_root : Path or None
         Folders below it are data sets, and come before others of the same name.
+    known : bool
+        Raise where a name is unknown, with the nearest.
     strict : bool
-        Raise where a set that was asked for by name is not at hand or is wrong.
+        Raise also where a set is not at hand or is wrong.
     """
     found = []
     for text in datasets:
@@ -205,7 +209,7 @@ def columns(datasets: Iterable[str], data_root: Path | None, *, strict: bool) ->
                 raise UserError(f"the data set '{text}' has no test split to evaluate on")
             found.append(Column(name, source, card, fingerprint))
         except UserError as error:
-            if strict:
+            if strict or (known and source is None and not isinstance(error, NotAtHand)):
                 raise
             reason, command = why(error)
             found.append(Column(name, source, card, "", reason, command))

@@ -242,7 +242,7 @@ def write(path: Path, record: Record) -> bool:
     """
     text = record.dumps()
     make_folder(path.parent)
-    with _turn(path.parent):
+    with in_turn(path.parent):
         there = read(path)
         if there.problem is not None:
             raise UserError(f"{there.problem}; move the file away to let the job run")
@@ -274,8 +274,16 @@ def read_all(folder: Path) -> tuple[dict[Path, Record], list[str]]:
 
 
 @contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Hold the folder's advisory lock; it vanishes with the process and leaves no file."""
+def in_turn(folder: Path) -> Iterator[None]:
+    """Hold a folder's advisory lock: one process at a time is inside.
+
+    The lock goes with the process, however it ends, and leaves no file.
+
+    Raises
+    ------
+    UserError
+        If the folder is absent or unreadable.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
