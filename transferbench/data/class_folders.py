@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transferbench.data.dataset import Card, StoredImage
+from transferbench.data.dataset import SPLITS, Card, StoredImage
 from transferbench.errors import UserError
 from transferbench.storage import digest
 
@@ -85,7 +85,7 @@ class ClassFolders:
             split: tuple((names.index(c), p) for c in names for p in classes.get(c, []))
             for split, classes in found.items()
         }
-        return cls(root, {s: f for s, f in files.items() if f}, names, rule)
+        return cls(root, {s: files[s] for s in SPLITS if files.get(s)}, names, rule)
 
     def note(self) -> list[Any]:
         """What a stat shows; the same note means the same content."""

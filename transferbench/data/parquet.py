@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transferbench.data.dataset import Card, StoredImage
+from transferbench.data.dataset import SPLITS, Card, StoredImage
 from transferbench.errors import UserError
 from transferbench.storage import file_digest
 
@@ -44,7 +44,7 @@ class ParquetFolder:
                 for name, path in zip(names, files[split], strict=True):
                     if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
                         raise UserError(f"{root / 'dataset.toml'}: there is no file '{name}' here")
-            return cls(root, files)
+            return cls(root, {split: files[split] for split in SPLITS if split in files})
         present = sorted([*root.glob("*.parquet"), *root.glob("data/*.parquet")])
         if not present:
             return None
@@ -57,7 +57,7 @@ class ParquetFolder:
                 f"{root}: no parquet file is named after its split, as train.parquet and "
                 f"test.parquet are; found {present[0].name}"
             )
-        return cls(root, {split: tuple(paths) for split, paths in found.items()})
+        return cls(root, {split: tuple(found[split]) for split in SPLITS if split in found})
 
     def note(self) -> list[Any]:
         """What a stat shows; the same note means the same content."""

@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from tests.data.makers import picture, png
+from transferbench.data import images as room
+from transferbench.data.dataset import Split
+from transferbench.data.images import (
+    ArrayImage,
+    CorruptImage,
+    EncodedImage,
+    decode,
+    fit,
+    survey,
+)
+from transferbench.errors import UserError
+from transferbench.progress import SILENT
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def rgb(data: bytes) -> np.ndarray:
+    image = decode(data)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def test_greyscale_fills_three_channels() -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    found = rgb(encoded(Image.fromarray(grey), "PNG"))
+    assert (found == grey[..., None]).all()
+
+
+def test_black_and_white() -> None:
+    image = Image.new("1", (4, 4), 1)
+    assert (rgb(encoded(image, "PNG")) == 255).all()
+
+
+def test_cmyk_becomes_its_rgb() -> None:
+    # No cyan, all magenta and yellow: red.
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    found = rgb(encoded(image, "TIFF"))
+    assert (found == (255, 0, 0)).all()
+    lossy = rgb(encoded(image, "JPEG", quality=95)).astype(int)
+    assert np.abs(lossy - (255, 0, 0)).max() < 12
+
+
+def test_palette_is_looked_up() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    assert rgb(encoded(image, "PNG")).tolist() == [[[10, 20, 30], [200, 100, 50]]]
+
+
+def test_transparent_palette_entry_is_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    found = rgb(encoded(image, "PNG", transparency=1))
+    assert found.tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    found = rgb(encoded(image, "GIF", transparency=0))
+    assert found[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("RGBA", (200, 100, 0, 255), (200, 100, 0)),
+        ("RGBA", (200, 100, 0, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+        ("LA", (0, 51), (204, 204, 204)),
+    ],
+)
+def test_alpha_is_laid_on_white(mode: str, color: tuple[int, ...], expected: object) -> None:
+    found = rgb(encoded(Image.new(mode, (3, 3), color), "PNG"))
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_a_transparent_color_of_an_rgb_file_is_white() -> None:
+    image = Image.new("RGB", (2, 1), (9, 9, 9))
+    image.putpixel((1, 0), (1, 2, 3))
+    found = rgb(encoded(image, "PNG", transparency=(1, 2, 3)))
+    assert found.tolist() == [[[9, 9, 9], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_clipped(kind: str) -> None:
+    values = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
+    found = rgb(encoded(Image.fromarray(values), kind))
+    assert found[0, :, 0].tolist() == [0, 1, 1, 128, 255]
+    assert (found == found[..., :1]).all()
+
+
+def test_ranges_that_nobody_knows_are_refused() -> None:
+    with pytest.raises(CorruptImage, match="floating-point"):
+        decode(encoded(Image.new("F", (2, 2), 0.5), "TIFF"))
+    with pytest.raises(CorruptImage, match="32-bit"):
+        decode(encoded(Image.new("I", (2, 2), 70000), "TIFF"))
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (4, 4), c) for c in ((255, 0, 0), (0, 0, 255))]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (rgb(data) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "zero bytes"),
+        (b"not an image at all", "not an image"),
+        (encoded(picture(0, 40, 40), "JPEG")[:-200], "truncated"),
+        (png(picture(0))[:-30], "."),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not an image"),
+    ],
+    ids=["empty", "text", "cut jpeg", "cut png", "postscript is never run"],
+)
+def test_corrupt_bytes(data: bytes, reason: str) -> None:
+    with pytest.raises(CorruptImage, match=reason):
+        decode(data)
+
+
+def test_a_bomb_is_corrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(CorruptImage, match="more pixels"):
+        decode(png(picture(0)))
+
+
+def test_a_broken_header_is_corrupt() -> None:
+    chunk = PngImagePlugin.putchunk
+    buffer = io.BytesIO(b"\x89PNG\r\n\x1a\n")
+    buffer.seek(8)
+    chunk(buffer, b"IHDR", b"\0\0")
+    with pytest.raises(CorruptImage):
+        decode(buffer.getvalue())
+
+
+def test_fit_equals_torchvision() -> None:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as tv
+
+    for seed, (width, height) in enumerate([(50, 31), (31, 50), (33, 33), (20, 57), (112, 75)]):
+        image = picture(seed, width, height)
+        for size in (16, 31, 40):
+            ours = fit(image, size, "bicubic")
+            resized = tv.resize(image, size, InterpolationMode.BICUBIC)
+            assert (ours == np.asarray(tv.center_crop(resized, [size, size]))).all()
+
+
+def test_interpolations_differ_and_equal_size_changes_nothing() -> None:
+    image = picture(1, 24, 24)
+    assert (fit(image, 24, "bicubic") == np.asarray(image)).all()
+    assert (fit(image, 16, "bicubic") != fit(image, 16, "bilinear")).any()
+
+
+def test_a_strip_is_not_blown_up() -> None:
+    strip = Image.new("RGB", (60_000, 1), (7, 8, 9))
+    assert (fit(strip, 32, "bicubic") == (7, 8, 9)).all()
+
+
+def split_of(images: list[EncodedImage | ArrayImage], native: int | None, mark: str) -> Split:
+    return Split("train", np.zeros(len(images), np.int64), images, mark, native)
+
+
+class Counting(list[EncodedImage]):
+    """Images that count how often they are walked over."""
+
+    walks = 0
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        Counting.walks += 1
+        return super().__iter__()
+
+
+@pytest.fixture
+def twenty() -> Counting:
+    Counting.walks = 0
+    return Counting(EncodedImage(f"{i}.png", png(picture(i, 20, 14))) for i in range(20))
+
+
+def test_pixels_are_cached_memory_mapped_and_read_only(
+    fresh_cache: Path, twenty: Counting
+) -> None:
+    split = split_of(twenty, None, "a")
+    pixels = split.pixels(8)
+    assert pixels.shape == (20, 8, 8, 3)
+    assert pixels.dtype == np.uint8
+    assert isinstance(pixels, np.memmap)
+    assert not pixels.flags.writeable
+    expected = [fit(image.open(), 8, "bicubic") for image in list.__iter__(twenty)]
+    assert (pixels == np.stack(expected)).all()
+    again = split.pixels(8)
+    assert (again == pixels).all()
+    assert Counting.walks == 1
+    assert (split.pixels(8, interpolation="bilinear") != pixels).any()
+    assert not list((fresh_cache / "pixels").glob("*.tmp"))
+
+
+def test_another_content_is_another_file(fresh_cache: Path, twenty: Counting) -> None:
+    one = split_of(twenty, None, "a").pixels(8)
+    other = split_of(Counting(reversed(twenty)), None, "b").pixels(8)
+    assert (one != other).any()
+    assert (one == other[::-1]).all()
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "garbage", "empty", "other", "archive"])
+def test_a_damaged_cache_file_is_built_anew(
+    fresh_cache: Path, twenty: Counting, damage: str
+) -> None:
+    split = split_of(twenty, None, "a")
+    good = np.array(split.pixels(8))
+    (path,) = (fresh_cache / "pixels").glob("*.npy")
+    whole = path.read_bytes()
+    if damage == "archive":
+        with path.open("wb") as file:
+            np.savez(file, good)
+    else:
+        other = io.BytesIO()
+        np.save(other, np.zeros((19, 8, 8, 3), np.uint8))
+        path.write_bytes(
+            {
+                "cut": whole[:-100],
+                "longer": whole + b"x",
+                "garbage": b"\x93NUMPY" + os.urandom(200),
+                "empty": b"",
+                "other": other.getvalue(),
+            }[damage]
+        )
+    assert (split.pixels(8) == good).all()
+    assert path.read_bytes() == whole
+
+
+def test_native_size(fresh_cache: Path, twenty: Counting) -> None:
+    with pytest.raises(UserError, match="differ in size"):
+        split_of(twenty, None, "a").pixels()
+    squares = [EncodedImage("", png(picture(i))) for i in range(3)]
+    split = split_of(squares, 12, "b")
+    assert (split.pixels() == np.stack([np.asarray(picture(i)) for i in range(3)])).all()
+    assert (split.pixels(12, interpolation="bilinear") == split.pixels()).all()
+    direct = np.stack([fit(picture(i), 20, "bicubic") for i in range(3)])
+    assert (split.pixels(20) == direct).all()
+
+
+def test_memory_is_bounded_by_chunks(
+    fresh_cache: Path, twenty: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    original = room._parallel
+    monkeypatch.setattr(room, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(
+        room, "_parallel", lambda f, chunk: (seen.append(len(chunk)), original(f, chunk))[1]
+    )
+    split_of(twenty, None, "a").pixels(8)
+    assert seen == [8, 8, 4]
+
+
+def _build_in_a_process(folder: str, barrier: object, results: object) -> None:
+    os.environ["TRANSFERBENCH_CACHE"] = folder
+    images = [EncodedImage("", png(picture(i, 20, 14))) for i in range(60)]
+    barrier.wait()  # type: ignore[attr-defined]
+    total = int(split_of(images, None, "a").pixels(24).astype(np.int64).sum())
+    results.put(total)  # type: ignore[attr-defined]
+
+
+def test_two_processes_build_the_same_cache(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.Queue()
+    processes = [
+        context.Process(target=_build_in_a_process, args=(str(tmp_path), barrier, results))
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    totals = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0, 0]
+    assert totals[0] == totals[1]
+    assert len(list((tmp_path / "pixels").iterdir())) == 1
+
+
+def test_threads_keep_the_order(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
+    used: set[int] = set()
+    barrier = threading.Barrier(2, timeout=60)
+
+    class Slow(EncodedImage):
+        def open(self) -> Image.Image:
+            if threading.get_ident() not in used:
+                used.add(threading.get_ident())
+                if len(used) <= 2:
+                    barrier.wait()
+            return super().open()
+
+    images = [Slow("", png(picture(i))) for i in range(30)]
+    pixels = split_of(images, None, "threads").pixels(12)
+    assert len(used) >= 2
+    assert (pixels == np.stack([np.asarray(picture(i)) for i in range(30)])).all()
+
+
+def test_a_survey_is_remembered(fresh_cache: Path, twenty: Counting) -> None:
+    twenty[3] = EncodedImage("three.png", b"")
+    twenty[7] = EncodedImage("seven.png", b"\xff\xd8\xff broken")
+    first = survey(twenty, "content", "set/train", SILENT)
+    assert [(i, w) for i, w, _ in first.corrupt] == [(3, "three.png"), (7, "seven.png")]
+    assert first.native_size is None
+    assert survey(twenty, "content", "set/train", SILENT) == first
+    assert Counting.walks == 1
+    (note,) = (fresh_cache / "surveys").iterdir()
+    for damaged in ("", "{}", '{"count": 20', '{"count": 3, "native_size": null, "corrupt": []}'):
+        note.write_text(damaged)
+        assert survey(twenty, "content", "set/train", SILENT) == first
+
+
+def test_a_survey_tells_equal_squares(fresh_cache: Path) -> None:
+    squares = [EncodedImage("", png(picture(i))) for i in range(3)]
+    assert survey(squares, "s", "x", SILENT).native_size == 12
+    oblong = [EncodedImage("", png(picture(i, 12, 13))) for i in range(3)]
+    assert survey(oblong, "o", "x", SILENT).native_size is None
+    mixed = [*squares, EncodedImage("", png(picture(9, 14, 14)))]
+    assert survey(mixed, "m", "x", SILENT).native_size is None
