@@ -147,7 +147,7 @@ def short_name(dataset: str) -> str:
     if not colon:
         return dataset
     name = Path(rest).resolve().name if kind == "folder" else rest
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "data"
+    return re.sub(r"[^A-Za-z0-9._+-]+-?", "-", name).strip("-.") or "data"
 
 
 def board_names() -> list[str]:

@@ -103,19 +103,21 @@ class Session:
         started = time.monotonic()
         phases: dict[str, float] = {}
         try:
-            with _timed(phases, "load_data"):
+            with _refusing(self.strict.data), _timed(phases, "load_data"):
                 dataset = self._dataset(job)
-            with _timed(phases, "load_model"):
-                backbone = self._backbone(job)
-            outcome = job.task.protocol.run(
-                backbone,
-                dataset,
-                job.task.parameters,
-                seed=job.seed,
-                device=self.device,
-                progress=self.progress,
-            )
-            cost = self._cost(outcome, phases, time.monotonic() - started)
+            with _refusing(self.strict.model):
+                with _timed(phases, "load_model"):
+                    backbone = self._backbone(job)
+                outcome = job.task.protocol.run(
+                    backbone,
+                    dataset,
+                    job.task.parameters,
+                    seed=job.seed,
+                    device=self.device,
+                    progress=self.progress,
+                )
+            images = sum(len(split) for split in dataset.splits.values())
+            cost = self._cost(outcome, phases, time.monotonic() - started, images)
             record = measured(
                 now.description,
                 outcome,
@@ -128,10 +130,8 @@ class Session:
             # What vanished between planning and loading is no failure of the job.
             return replace(now, state="missing", reason=error.reason, command=error.command)
         except _Refused as refused:
-            raise refused.error from refused
+            raise refused.error from None
         except Exception as error:
-            if isinstance(error, UserError) and self.strict.model:
-                raise
             return self._failed(now, error, time.monotonic() - started)
         self._write(job.path, record)
         value = f"{record.metric} {100 * (record.value or 0):.2f}"
@@ -156,7 +156,7 @@ class Session:
                 self._data[name] = error
         loaded = self._data[name]
         if isinstance(loaded, UserError):
-            raise _Refused(loaded) if self.strict.data else loaded
+            raise loaded
         return loaded
 
     def _backbone(self, job: Job) -> Backbone:
@@ -169,18 +169,16 @@ class Session:
                 self._model = (key, error)
         loaded = self._model[1]
         if isinstance(loaded, UserError):
-            raise _Refused(loaded) if self.strict.model else loaded
+            raise loaded
         return loaded
 
-    def _cost(self, outcome: Outcome, phases: dict[str, float], total: float) -> Cost:
-        given = dict(outcome.cost)
-        rate = given.pop("images_per_second", None)
-        seconds = {**phases, **given, "total": total}
+    def _cost(self, outcome: Outcome, phases: dict[str, float], total: float, images: int) -> Cost:
+        seconds = {**phases, **outcome.cost, "total": total}
         return Cost(
             seconds={name: round(value, 3) for name, value in seconds.items()},
             device=self.device,
             peak_memory_mib=round(_peak_memory(self.device), 1),
-            images_per_second=None if rate is None else round(rate, 1),
+            images_per_second=round(images / total, 1),
         )
 
     def _failed(self, job: Job, error: Exception, seconds: float) -> Job:
@@ -243,6 +241,17 @@ def keep_predictions(outcome: Outcome) -> str | None:
     if not path.exists():
         write_atomic(path, buffer.getvalue())
     return name
+
+
+@contextmanager
+def _refusing(strict: bool) -> Iterator[None]:
+    """Where strict, take a user's error past the net."""
+    try:
+        yield
+    except UserError as error:
+        if strict:
+            raise _Refused(error) from error
+        raise
 
 
 @contextmanager

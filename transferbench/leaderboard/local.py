@@ -34,7 +34,7 @@ def local_board() -> Board:
 
 def row_name(name: str) -> str:
     """Return a reference's short name as one that a folder and a row can have."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "model"
+    return re.sub(r"[^A-Za-z0-9._+-]+-?", "-", name).strip("-.") or "model"
 
 
 def extended(

@@ -107,7 +107,7 @@ class Cost(_Strict):
     peak_memory_mib : float or None
         Of the process (CPU) or the device (CUDA), in MiB.
     images_per_second : float or None
-        Rate of feature extraction; None where the features were at hand.
+        Images of all splits over the whole job's seconds; higher where features were cached.
     """
 
     seconds: dict[str, float] = Field(default_factory=dict)
