@@ -1,0 +1,169 @@
+"""Features of a split, extracted once and kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transferbench.errors import UserError
+from transferbench.progress import SILENT, Progress
+from transferbench.storage import cache_folder, digest, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from transferbench.backbones.backbone import Backbone
+    from transferbench.data.dataset import Dataset, Split
+
+Features = NDArray[np.float32]
+
+VERSION = 1  # raised whenever the same backbone and split would give other features
+
+
+def extract(
+    backbone: Backbone, split: Split, *, device: str = "cpu", progress: Progress = SILENT
+) -> Features:
+    """Return the features of a split's images, from the cache if they are there.
+
+    The network runs in evaluation mode and float32; its flags are left as they were.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    split : Split
+        N images.
+    device : str
+        Where to compute; not part of the cache's key.
+    progress : Progress
+        Shows images per second.
+
+    Returns
+    -------
+    array (N, D) float32
+        Memory-mapped, read-only.
+
+    Raises
+    ------
+    UserError
+        If the device is not at hand or the network gives anything but (B, D).
+    """
+    path = features_path(backbone, split)
+    if not path.exists():
+        features = _forward(backbone, split, device, progress)
+        write_atomic(path, lambda file: np.save(file, features))
+    kept: Features = np.load(path, mmap_mode="r")
+    return kept
+
+
+def features_path(backbone: Backbone, split: Split) -> Path:
+    """Return the cache file that holds, or will hold, the features of a split."""
+    key = digest([VERSION, backbone.digest, split.fingerprint, backbone.input_size])
+    return cache_folder("features") / f"{key}.npy"
+
+
+def gather(
+    backbone: Backbone,
+    dataset: Dataset,
+    names: tuple[str, ...],
+    *,
+    device: str = "cpu",
+    progress: Progress = SILENT,
+) -> tuple[Features, NDArray[Any]]:
+    """Return features (N, D) and labels (N,) or (N, K) of some splits, one after the other.
+
+    Splits that the data set lacks are left out.
+
+    Raises
+    ------
+    UserError
+        As `extract`, and if a feature is not a finite number.
+    """
+    splits = [dataset.splits[name] for name in names if name in dataset.splits]
+    parts = [extract(backbone, split, device=device, progress=progress) for split in splits]
+    features = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if not np.isfinite(features).all():
+        bad = int((~np.isfinite(features)).any(axis=1).sum())
+        raise UserError(
+            f"{backbone.name} gives features that are not finite numbers for {bad} of "
+            f"{len(features)} images of '{dataset.name}'"
+        )
+    return features, np.concatenate([split.labels for split in splits])
+
+
+def batch_size(input_size: int) -> int:
+    """Return images per batch: as many as keep a layer of a usual network near the caches."""
+    return 256 if input_size <= 64 else 128 if input_size <= 128 else 64
+
+
+def _forward(backbone: Backbone, split: Split, device: str, progress: Progress) -> Features:
+    import torch
+
+    pixels = split.pixels(
+        backbone.input_size, interpolation=backbone.interpolation, progress=progress
+    )
+    features: Features | None = None
+    done = 0
+    with (
+        _evaluating(backbone.module, device) as module,
+        torch.inference_mode(),
+        progress.task(f"features of {split.name}", len(pixels), "images") as task,
+    ):
+        for images in _batches(pixels, batch_size(backbone.input_size), device):
+            # Channels last from the pixels on: the normalised images keep the bytes' order.
+            output = module(backbone.normalize(images.to(device, non_blocking=True)))
+            if not isinstance(output, torch.Tensor) or output.ndim != 2:
+                shape = tuple(getattr(output, "shape", ())) or type(output).__name__
+                raise UserError(
+                    f"{backbone.name} gives {shape} for {len(images)} images, "
+                    "but features must be (images, D)"
+                )
+            if features is None:
+                features = np.empty((len(pixels), output.shape[1]), dtype=np.float32)
+            features[done : done + len(output)] = output.float().cpu().numpy()
+            done += len(output)
+            task.advance(len(output))
+    if features is None:
+        raise UserError(f"the split '{split.name}' has no images")
+    return features
+
+
+def _batches(pixels: NDArray[np.uint8], size: int, device: str) -> Iterator[Tensor]:
+    """Yield uint8 batches (B, S, S, 3); the next is read from disk while one is computed on."""
+    import torch
+
+    def read(start: int) -> Tensor:
+        batch = torch.from_numpy(np.array(pixels[start : start + size]))
+        return batch.pin_memory() if device.startswith("cuda") else batch
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, 0)
+        for start in range(0, len(pixels), size):
+            batch = coming.result()
+            coming = reader.submit(read, start + size)
+            yield batch
+
+
+@contextmanager
+def _evaluating(module: nn.Module, device: str) -> Iterator[nn.Module]:
+    """Place a module for extraction; each of its parts gets its training flag back."""
+    import torch
+
+    from transferbench.backbones.build import place
+
+    flags = [(part, part.training) for part in module.modules()]
+    try:
+        placed = place(module, device).to(memory_format=torch.channels_last)
+        # The number must not depend on the device: no rounding of products to TF32.
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield placed
+    finally:
+        for part, flag in flags:
+            part.training = flag
