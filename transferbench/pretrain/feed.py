@@ -77,6 +77,9 @@ class Feed:
         for phase in recipe.phases:
             views.append(phase.views or views[0])
         self._views = [MultiView(each, recipe.normalization) for each in views]
+        for each in self._views:
+            # What cannot be cut from these images shows at once, not in the first step.
+            each(torch.from_numpy(self._pixels[:1].copy()), torch.Generator())
 
     def __len__(self) -> int:
         """Number of images."""
@@ -107,13 +110,15 @@ class Feed:
     def order(self, epoch: int) -> list[Tensor]:
         """Return the batches of an epoch, each the positions (B,) int64 of its images."""
         chance = torch.Generator().manual_seed(derived_seed(self.recipe.seed, "order", epoch))
-        batches = torch.randperm(len(self), generator=chance).split(self.recipe.batch_size)
-        return list(batches[: self.steps_per_epoch])
+        order = torch.randperm(len(self), generator=chance)
+        size = self.recipe.batch_size
+        return [order[n * size : (n + 1) * size] for n in range(self.steps_per_epoch)]
 
     def views(self, indices: Tensor, epoch: int, *purpose: object) -> Views:
         """Return the training views of some images; `purpose` (e.g. "step", 7) picks the draw."""
         seed = derived_seed(self.recipe.seed, "views", *purpose)
-        chance = torch.Generator(self.device).manual_seed(seed)
+        # Drawn on the CPU everywhere: a GPU need not be waited for, and draws the same.
+        chance = torch.Generator().manual_seed(seed)
         return self._views[self.phase(epoch)[0]](self._images(indices), chance)
 
     def plain(self, indices: Tensor) -> Tensor:
@@ -127,7 +132,9 @@ class Feed:
 
     def in_order(self) -> Iterator[Tensor]:
         """Yield the positions of all images in batches, once, the last one as it comes."""
-        yield from torch.arange(len(self)).split(self.recipe.batch_size)
+        size = self.recipe.batch_size
+        for start in range(0, len(self), size):
+            yield torch.arange(start, min(start + size, len(self)))
 
     def _images(self, indices: Tensor) -> Tensor:
         images = torch.from_numpy(self._pixels[indices.numpy()])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -77,8 +76,4 @@ def _models(annotation: Any) -> set[type[BaseModel]]:
     """All models inside a type, e.g. of `tuple[ViewSettings, ...] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {annotation}
-    if get_origin(annotation) in (Union, types.UnionType, tuple, list, dict) or get_args(
-        annotation
-    ):
-        return {m for part in get_args(annotation) for m in _models(part)}
-    return set()
+    return {model for part in get_args(annotation) for model in _models(part)}

@@ -381,7 +381,7 @@ class Trainer:
 
     @property
     def device_name(self) -> str:
-        """ "cpu", or the name of the GPU."""
+        """The GPU's name, or the type of another device."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return self.device.type
