@@ -331,9 +331,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     with _terminated_as_exit(), warnings.catch_warnings():
-        if "--quiet" in given:
-            warnings.simplefilter("ignore")
-        warnings.showwarning = _show_warning
+        # Whoever sets -W or PYTHONWARNINGS sees all warnings as Python shows them.
+        if not sys.warnoptions:
+            if "--quiet" in given:
+                warnings.simplefilter("ignore")
+            warnings.showwarning = _show_warning
         try:
             code = app(args=given, prog_name="transferbench", standalone_mode=False)
         except UserError as error:
@@ -385,8 +387,10 @@ def _usage(error: Any) -> str:
     return said[:1].lower() + said[1:]
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    _complain(f"warning: {message}")
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Show our own warnings, one line each; those of libraries are for developers."""
+    if category.__module__.startswith("transferbench."):
+        _complain(f"warning: {message}")
 
 
 @contextmanager

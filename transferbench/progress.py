@@ -41,12 +41,17 @@ class Task:
         """Units per second since the start."""
         return self.done / max(time.monotonic() - self._started, 1e-9)
 
+    @property
+    def speed(self) -> str:
+        """The rate as text, per minute where it is below one a second: "1239/s", "4.5/min"."""
+        return f"{self.rate:.0f}/s" if self.rate >= 1 else f"{60 * self.rate:.1f}/min"
+
     def line(self) -> str:
         """The task as one plain line: share, rate, time left."""
         left = (self.total - self.done) / self.rate if self.done else float("inf")
         when = f", {left:.0f} s left" if 0 < left < float("inf") else ""
         note = f"  {self.note}" if self.note else ""
-        return f"{self.title}: {self.done}/{self.total} {self.unit}, {self.rate:.0f}/s{when}{note}"
+        return f"{self.title}: {self.done}/{self.total} {self.unit}, {self.speed}{when}{note}"
 
 
 class Progress:
@@ -120,9 +125,7 @@ class Progress:
 
     def _show(self, task: Task) -> None:
         if self._rich is not None and task._bar is not None:
-            self._rich.update(
-                task._bar, completed=task.done, note=task.note, rate=f"{task.rate:.0f}/s"
-            )
+            self._rich.update(task._bar, completed=task.done, note=task.note, rate=task.speed)
         elif self.style == "plain":
             now = time.monotonic()
             if now - task._last_line >= self.interval:

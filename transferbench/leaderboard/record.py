@@ -199,7 +199,7 @@ def read(path: Path) -> Reading:
     """Read a record; what cannot be read is told, never raised and never touched."""
     try:
         text = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return NOTHING
     except OSError as error:
         return Reading(problem=f"{path} cannot be read: {error.strerror}")
