@@ -1,15 +1,15 @@
 """Colour operations on batches, every image with parameters of its own.
 
 Images are (B, 3, H, W) floats in [0, 1]; a parameter is a tensor (B,). Results are clipped to
-[0, 1]. The plain members of a family are torchvision's (pytorch/vision:
-torchvision/transforms/functional_tensor.py); `brightness_add`, `contrast_channels` and
-`saturation_hsv` are those of the TensorFlow codes of SimCLR and BYOL (google-research/simclr:
-data_util.py; google-deepmind/deepmind-research: byol/utils/augmentations.py).
+[0, 1]. Colour jitter has two families: torchvision's (pytorch/vision:
+torchvision/transforms/functional_tensor.py) and that of the TensorFlow codes of SimCLR and BYOL
+(google-research/simclr: data_util.py; google-deepmind/deepmind-research:
+byol/utils/augmentations.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -21,11 +21,6 @@ JITTERS = ("brightness", "contrast", "saturation", "hue")
 
 # Keeps divisions finite where all channels are equal; the quotient is then multiplied by 0.
 TINY = 1e-30
-
-
-def _each(parameter: Tensor, images: Tensor) -> Tensor:
-    """Shape (B,) parameters to broadcast over (B, 3, H, W)."""
-    return parameter.to(images).view(-1, 1, 1, 1)
 
 
 def gray(images: Tensor) -> Tensor:
@@ -44,51 +39,6 @@ def gray(images: Tensor) -> Tensor:
 def grayscale(images: Tensor) -> Tensor:
     """Return images whose three channels are all the luma."""
     return gray(images).unsqueeze(-3).expand_as(images)
-
-
-def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Multiply by a factor (B,)."""
-    return (images * _each(factor, images)).clamp_(0, 1)
-
-
-def brightness_add(images: Tensor, delta: Tensor) -> Tensor:
-    """Add a summand (B,)."""
-    return (images + _each(delta, images)).clamp_(0, 1)
-
-
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale by a factor (B,) about the mean luma of each image."""
-    factor = _each(factor, images)
-    # The luma is linear, so its mean is the luma of the channels' means.
-    mean = gray(images.mean((-2, -1), keepdim=True)).unsqueeze(-3)
-    return (images * factor).add_((1 - factor) * mean).clamp_(0, 1)
-
-
-def contrast_channels(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale by a factor (B,) about the mean of each channel."""
-    factor = _each(factor, images)
-    mean = images.mean((-2, -1), keepdim=True)
-    return (images * factor).add_((1 - factor) * mean).clamp_(0, 1)
-
-
-def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Move away from each pixel's luma by a factor (B,)."""
-    factor = _each(factor, images)
-    luma = gray(images).unsqueeze(-3).mul_(1 - factor)
-    return (images * factor).add_(luma).clamp_(0, 1)
-
-
-def saturation_hsv(images: Tensor, factor: Tensor) -> Tensor:
-    """Multiply the saturation of HSV by a factor (B,), at most up to 1.
-
-    Value and hue stay, so every channel keeps its share of the distance below the largest.
-    """
-    largest = images.amax(-3, keepdim=True)
-    spread = largest - images.amin(-3, keepdim=True)
-    # The saturation is spread / largest: this factor brings it to 1.
-    limit = largest / spread.clamp_min_(TINY)
-    scale = torch.minimum(limit, _each(factor, images))
-    return (largest - (largest - images).mul_(scale)).clamp_(0, 1)
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -112,6 +62,19 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     return weight.mul_(spread.unsqueeze(-3)).add_(lowest.unsqueeze(-3)).clamp_(0, 1)
 
 
+def saturation_hsv(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the saturation of HSV by a factor (B,), at most up to 1.
+
+    Value and hue stay, so every channel keeps its share of the distance below the largest.
+    """
+    largest = images.amax(-3, keepdim=True)
+    spread = largest - images.amin(-3, keepdim=True)
+    # The saturation is spread / largest: this factor brings it to 1.
+    limit = largest / spread.clamp_min_(TINY)
+    scale = torch.minimum(limit, _each(factor, images))
+    return (largest - (largest - images).mul_(scale)).clamp_(0, 1)
+
+
 def solarize(images: Tensor, threshold: float | None = None) -> Tensor:
     """Invert the values of at least `threshold`: by default half the range, 0.5 or 128.
 
@@ -120,16 +83,6 @@ def solarize(images: Tensor, threshold: float | None = None) -> Tensor:
     largest, half = (255, 128) if images.dtype == torch.uint8 else (1, 0.5)
     limit = half if threshold is None else threshold
     return torch.where(images < limit, images, largest - images)
-
-
-def operations(settings: JitterSettings) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Return the member of each family that the settings' modes name, by the names of JITTERS."""
-    return {
-        "brightness": brightness if settings.brightness_mode == "multiply" else brightness_add,
-        "contrast": contrast if settings.contrast_mode == "gray-mean" else contrast_channels,
-        "saturation": saturation if settings.saturation_mode == "blend" else saturation_hsv,
-        "hue": hue,
-    }
 
 
 def jitter(
@@ -142,21 +95,82 @@ def jitter(
     images : Tensor (B, 3, H, W)
         Changed in place and returned.
     order : Tensor (B, K) int64
-        Positions in JITTERS; a negative one does nothing.
+        Positions in JITTERS, each at most once; a row of -1 leaves its image alone.
     amounts : mapping of str to Tensor (B,)
-        Factor or shift of each operation that `order` names.
+        What each operation that `order` names takes: a factor, for hue a shift, for brightness
+        in the mode "add" a summand.
     settings : JitterSettings
         Says which member of each family is meant.
     """
-    families = operations(settings)
-    for column in order.unbind(1):
-        for position, name in enumerate(JITTERS):
-            if name not in amounts:
-                continue
-            chosen = (column == position).nonzero().squeeze(1)
-            if len(chosen):
-                amount = amounts[name][chosen].to(images)
-                chosen = chosen.to(images.device)
-                changed = families[name](images.index_select(0, chosen), amount)
-                images.index_copy_(0, chosen, changed)
-    return images
+    steps = order.shape[1]
+    turn = torch.where(
+        order == JITTERS.index("hue"), torch.arange(steps, device=order.device), steps
+    )
+    turn = turn.amin(1)
+    active = (order[:, 0] >= 0).nonzero().squeeze(1)
+    # Sorted by the step of their hue, images share it: every image's earlier operations come
+    # first, then the hue of all, then the later operations, and each time a slice is meant.
+    active = active[turn[active].argsort(stable=True)]
+    before = [int(n) for n in torch.searchsorted(turn[active], torch.arange(steps), right=True)]
+    there = active.to(images.device)
+    part = images.index_select(0, there)
+    order = order[active].to(images.device)
+    amounts = {name: amount[active].to(part) for name, amount in amounts.items()}
+
+    def blend(start: int, stop: int, step: int) -> None:
+        if start < stop:
+            chosen = {name: amount[start:stop] for name, amount in amounts.items()}
+            _blend(part[start:stop], order[start:stop, step], chosen, settings)
+
+    for step in range(steps):
+        blend(before[step], len(part), step)
+    if "hue" in amounts:
+        part = hue(part, amounts["hue"])
+    for step in range(1, steps):
+        blend(0, before[step - 1], step)
+    return images.index_copy_(0, there, part)
+
+
+def _blend(
+    images: Tensor, kinds: Tensor, amounts: Mapping[str, Tensor], settings: JitterSettings
+) -> None:
+    """Apply to each image the one of brightness, contrast, saturation that `kinds` (B,) says.
+
+    Changes the images in place. Each of the three is clip(f * x + (1 - f) * target), the target
+    being 0, the mean luma, or the pixel's luma; so a mixed batch needs one pass instead of three.
+    """
+
+    def chosen(name: str) -> Tensor:
+        return kinds == JITTERS.index(name)
+
+    scaling = [name for name in ("brightness", "contrast", "saturation") if name in amounts]
+    offsets = []
+    if "brightness" in amounts and settings.brightness_mode == "add":
+        scaling.remove("brightness")
+        offsets.append(_each(amounts["brightness"] * chosen("brightness"), images))
+    if "saturation" in amounts and settings.saturation_mode == "hsv":
+        scaling.remove("saturation")
+        there = chosen("saturation").nonzero().squeeze(1)
+        changed = saturation_hsv(images.index_select(0, there), amounts["saturation"][there])
+        images.index_copy_(0, there, changed)
+    factor = torch.ones_like(kinds, dtype=images.dtype)
+    for name in scaling:
+        factor = torch.where(chosen(name), amounts[name], factor)
+    if "contrast" in scaling:
+        target = images.mean((-2, -1), keepdim=True)
+        if settings.contrast_mode == "gray-mean":
+            # The luma is linear, so its mean is the luma of the channels' means.
+            target = gray(target).unsqueeze(1)
+        offsets.append(target * _each((1 - factor) * chosen("contrast"), images))
+    if "saturation" in scaling:
+        share = _each((1 - factor) * chosen("saturation"), images)
+        offsets.append(gray(images).unsqueeze(1).mul_(share))
+    images.mul_(_each(factor, images))
+    if offsets:
+        images.add_(sum(offsets[1:], start=offsets[0]))
+    images.clamp_(0, 1)
+
+
+def _each(parameter: Tensor, images: Tensor) -> Tensor:
+    """Shape (B,) parameters to broadcast over (B, 3, H, W)."""
+    return parameter.to(images).view(-1, 1, 1, 1)
