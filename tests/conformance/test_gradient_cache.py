@@ -79,3 +79,37 @@ def test_random_layers_draw_the_same_numbers_in_both_passes() -> None:
         return grad
 
     torch.testing.assert_close(with_dropout(0), with_dropout(1))
+
+
+def test_chance_goes_on_where_the_loss_left_it() -> None:
+    """A loss that draws negatives must not see the same draws again in the next step."""
+
+    method = build("supervised")
+    loss_of = method.loss
+    method.loss = lambda embeddings, batch: (  # type: ignore[method-assign]
+        loss_of(embeddings, batch) * torch.rand((), generator=batch.generator)
+    )
+    views, batch = Data("supervised").step(0)
+    chance = batch.generator.get_state()
+    method(views, batch)
+    expected = batch.generator.get_state()
+    batch.generator.set_state(chance)
+    cached_gradients(method, views, batch, 2)
+    assert torch.equal(batch.generator.get_state(), expected)
+    assert not torch.equal(expected, chance)
+
+
+def test_half_precision_embeddings_reach_the_loss_in_float32() -> None:
+    method, data = build("simclr-v1"), Data("simclr-v1")
+    views, batch = data.step(0)
+    loss, embeddings = cached_gradients(
+        method, views, batch, 2, autocast=lambda: torch.autocast("cpu", torch.bfloat16)
+    )
+    assert loss.dtype == embeddings["z"].dtype == torch.float32
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.backbone.parameters())
+
+
+def test_more_parts_than_images_are_refused() -> None:
+    views, batch = Data("supervised").step(0)
+    with pytest.raises(ValueError, match="8 images cannot be cut into 9"):
+        cached_gradients(build("supervised"), views, batch, 9)

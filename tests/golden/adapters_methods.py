@@ -240,6 +240,16 @@ def swav_queue_case(inputs: Case, params: Case, key: str) -> Any:
     return {"used": used, "queue": method.queues[0]}
 
 
+@golden("common/unit")
+def unit_case(inputs: Case, params: Case, key: str) -> Any:
+    """Bring rows to unit length as prototypes are before each step."""
+    rows = inputs["x"]
+    method = make(SwAV, projector_output=rows.shape[1], prototypes=len(rows))
+    method.prototypes.weight.data.copy_(rows)
+    method.before_step(batch_info())
+    return method.prototypes.weight
+
+
 # supervised
 
 
