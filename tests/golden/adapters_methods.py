@@ -48,15 +48,14 @@ def make(
     *,
     views: int = 2,
     classes: int | None = None,
-    batch_size: int = 2,
     **settings: Any,
 ) -> Any:
     """Build a method in float64 whose networks stay unused."""
     context = Context(
-        num_images=batch_size,
+        num_images=2,
         num_classes=classes,
         view_sizes=(16,) * views,
-        batch_size=batch_size,
+        batch_size=2,
         total_steps=1,
         steps_per_epoch=1,
         epochs=1,
@@ -122,7 +121,7 @@ def simclr_head_case(inputs: Case, params: Case, key: str) -> Any:
 def byol_loss_case(inputs: Case, params: Case, key: str) -> Any:
     name = last_part(key)
     if "zero-prediction" in name:
-        return squared_distance(inputs["p"], inputs["z"])
+        return squared_distance(inputs["p"], inputs["z"], params["epsilon"])
     p1 = inputs["p1"].clone().requires_grad_()
     embeddings = {
         "predictions": torch.stack([p1, inputs["p2"]], dim=1),
@@ -226,13 +225,9 @@ def swav_loss_case(inputs: Case, params: Case, key: str) -> Any:
 def swav_queue_case(inputs: Case, params: Case, key: str) -> Any:
     """Fill the method's queue step by step through its own hook."""
     steps = [inputs[f"z_step{i}"] for i in range(len(inputs))]
-    method = make(
-        SwAV,
-        batch_size=params["batch"],
-        projector_output=steps[0].shape[1],
-        queue_length=params["queue_length"],
-        queue_from_epoch=0,
-    )
+    width = steps[0].shape[1]
+    method = make(SwAV, projector_output=width, queue_from_epoch=0)
+    method.queues = torch.zeros(2, params["queue_length"], width).double()
     used = []
     for z in steps:
         used.append(method.queue_is_used(batch_info()))

@@ -103,13 +103,13 @@ class BYOL(Method):
 
 
 @at_least_float32
-def squared_distance(p: Tensor, z: Tensor) -> Tensor:
+def squared_distance(p: Tensor, z: Tensor, epsilon: float = 1e-12) -> Tensor:
     """Return |n(p) - n(z)|² over the last axis, (..., D) to (...).
 
-    n(x) = x / sqrt(max(|x|², 1e-12)), so a zero prediction is 1 away (byol/utils/helpers.py).
+    n(x) = x / sqrt(max(|x|², epsilon)), so a zero prediction is 1 away (byol/utils/helpers.py).
     """
-    return (_unit(p) - _unit(z)).square().sum(-1)
+    return (_unit(p, epsilon) - _unit(z, epsilon)).square().sum(-1)
 
 
-def _unit(x: Tensor) -> Tensor:
-    return x * x.square().sum(-1, keepdim=True).clamp(min=1e-12).rsqrt()
+def _unit(x: Tensor, epsilon: float) -> Tensor:
+    return x * x.square().sum(-1, keepdim=True).clamp(min=epsilon).rsqrt()
