@@ -5,6 +5,7 @@ Typer alone is imported at the top: `--help` is quick, and nothing heavy is load
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -269,6 +270,7 @@ def _leaderboard(
         _complain(f"{found.readme} is not up to date; render it with: {found.command}")
         return 1
     if form != "markdown":
+        form = "json" if as_json else form
         print(render.text(found.tables, form, board=found.board.name, errors=errors), end="")
         return 0
     changed = found.save(errors=errors)
@@ -338,10 +340,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
         try:
             code = app(args=given, prog_name="transferbench", standalone_mode=False)
+            sys.stdout.flush()
         except UserError as error:
             return _bad_input(str(error))
         except _ClickException as error:
             return _bad_input(_usage(error))
+        except BrokenPipeError:
+            # Whoever read our output has enough; Python's own flush at exit must not complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except (KeyboardInterrupt, typer.Abort):
             code = 130
         except SystemExit as error:

@@ -109,8 +109,10 @@ def test_records_beside_a_packaged_board_are_read_and_ours_come_first(here: Path
     write(record_path(package, "a", "x", "linear", 0), make_record(0.25, job.description))
     job = _one(plan(board, [entrant], [column], [task], [0]))
     assert (job.state, job.plain()["value"]) == ("fresh", 0.25)
+    assert job.plain()["record"] == f"{package}/records/a/x/linear-0.json"
     write(job.path, make_record(0.75, job.description))
-    assert _one(plan(board, [entrant], [column], [task], [0])).plain()["value"] == 0.75
+    ours = _one(plan(board, [entrant], [column], [task], [0])).plain()
+    assert (ours["value"], ours["record"]) == (0.75, job.path.as_posix())
 
 
 def test_shards_share_out_all_jobs_and_keep_a_model_and_set_together() -> None:

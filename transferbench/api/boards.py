@@ -20,7 +20,7 @@ from transferbench.api.entrants import (
 from transferbench.api.machine import RUNS, check_device, choose_device, find_root
 from transferbench.data.sources import sources_at_hand
 from transferbench.errors import UserError, unknown
-from transferbench.leaderboard.board import Board, BoardProtocol, find_board, short_name
+from transferbench.leaderboard.board import Board, find_board, short_name
 from transferbench.leaderboard.evaluation import Session, Strictness, check_writable
 from transferbench.leaderboard.jobs import (
     Column,
@@ -276,7 +276,7 @@ def _board_grid(
     grid = Grid(
         board,
         entrants,
-        columns(sets, root, known=True),
+        _known_columns(sets, root),
         tasks(tables, str(board)),
         board_seeds(board, seeds),
     )
@@ -292,9 +292,11 @@ def _local_grid(
     root: Path | None,
 ) -> tuple[Grid, Callable[[], object]]:
     """What is asked for without a board, and how the local board remembers it."""
+    # The board file is the user's to edit: a protocol there may have parameters.
+    there = [entry.name for entry in local_board().content.protocols]
     for protocol in protocols:
-        if protocol not in registry.names("protocols"):
-            raise unknown("protocol", protocol, registry.names("protocols"))
+        if protocol not in (valid := [*registry.names("protocols"), *there]):
+            raise unknown("protocol", protocol, valid)
     chosen = list(dict.fromkeys(protocols or PROTOCOLS))
     sets = list(dict.fromkeys(datasets)) or _sets_at_hand(root)
     found = columns(sets, root, strict=bool(datasets))
@@ -306,8 +308,17 @@ def _local_grid(
 
     board = extended(local_board(), models=rows, datasets=sets, protocols=chosen, seeds=numbers)
     entrants = [reference_entrant(name, text) for name, text in rows]
-    entries = [BoardProtocol(name=name) for name in chosen]
-    return Grid(board, entrants, found, tasks(entries, "evaluate"), numbers), save
+    entries = [entry for entry in board.content.protocols if entry.name in chosen]
+    return Grid(board, entrants, found, tasks(entries, str(board)), numbers), save
+
+
+def _known_columns(sets: Sequence[str], root: Path | None) -> list[Column]:
+    try:
+        return columns(sets, root, known=True)
+    except UserError as error:
+        if root is not None:
+            raise
+        raise UserError(f"{error}; a folder's name needs --data-root") from error
 
 
 def _sets_at_hand(root: Path | None) -> list[str]:

@@ -16,7 +16,7 @@ from transferbench.leaderboard.board import Board, BoardModel
 from transferbench.leaderboard.jobs import Entrant
 from transferbench.leaderboard.local import row_name
 from transferbench.pretrain.recipe import Recipe, load_recipe
-from transferbench.pretrain.run import Run, finished_run, list_runs, run_folder
+from transferbench.pretrain.run import finished_run, list_runs, run_folder
 
 if TYPE_CHECKING:
     from transferbench.backbones.backbone import Backbone
@@ -98,13 +98,18 @@ def other_recipe(board: Board, runs: Path) -> list[Path]:
 
 
 def finished_runs(runs: Path) -> list[tuple[str, str]]:
-    """Return (short name, reference) of every finished run below a folder, boards' runs too."""
-    return [named(run.reference) for run in list_runs(runs) if is_finished(run)]
+    """Return (short name, reference) of every finished run below a folder, boards' runs too.
 
-
-def is_finished(run: Run) -> bool:
-    """Whether a run has a backbone to evaluate."""
-    return run.state == "finished" and (run.folder / "backbone.json").is_file()
+    One whose files were damaged since stays, under its folder's name, for its jobs to tell.
+    """
+    found = []
+    for run in list_runs(runs):
+        if run.state == "finished":
+            try:
+                found.append(named(run.reference))
+            except UserError:
+                found.append((row_name(run.folder.name), run.reference))
+    return found
 
 
 def named(text: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transferbench import registry
 from transferbench.api.entrants import board_folder, board_recipe, board_seeds
-from transferbench.api.machine import RUNS, choose_device, find_root
+from transferbench.api.machine import RUNS, check_device, choose_device, find_root
 from transferbench.data.sources import find_source
 from transferbench.errors import UserError, unknown
 from transferbench.leaderboard.board import find_board
@@ -166,6 +166,10 @@ def pretrain_recipes(
         On bad input, before any of them begins where that can be told.
     """
     progress = progress or Progress()
+    check_device(device)
+    for recipe, folder in recipes:
+        if restart or finished_run(recipe, folder) is None:
+            find_source(recipe.data, data_root=find_root(data_root))
     done = []
     for number, (recipe, folder) in enumerate(recipes, start=1):
         already = not restart and finished_run(recipe, folder) is not None

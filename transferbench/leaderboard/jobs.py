@@ -86,7 +86,9 @@ class Job:
     Attributes
     ----------
     path : Path
-        Where the record stands or will stand.
+        Where the record will stand.
+    found : Path
+        Where it stands now, if it does: there, or beside the board file it came with.
     description : JobDescription or None
         What the key is made from; None where model or data are not at hand.
     state : State
@@ -104,6 +106,7 @@ class Job:
     task: Task
     seed: int
     path: Path
+    found: Path
     state: State
     description: JobDescription | None = None
     reading: Reading = NOTHING
@@ -136,7 +139,7 @@ class Job:
             "value": record.value if record else None,
             "standard_error": record.standard_error if record else None,
             "n": record.n if record else None,
-            "record": self.path.as_posix() if there else None,
+            "record": self.found.as_posix() if there else None,
         }
 
     def look_again(self) -> Job:
@@ -145,7 +148,8 @@ class Job:
             return self
         reading = read(self.path)
         state = state_of(reading, self.description.key)
-        return replace(self, reading=reading, state=state, reason=reason_of(reading, state))
+        reason = reason_of(reading, state)
+        return replace(self, reading=reading, found=self.path, state=state, reason=reason)
 
 
 def tasks(protocols: Iterable[BoardProtocol], where: str) -> list[Task]:
@@ -261,12 +265,14 @@ def applies(task: Task, column: Column) -> bool:
     return column.card is None or task.protocol.applies_to(column.card)
 
 
-def stored(board: Board, path: Path) -> Reading:
+def stored(board: Board, path: Path) -> tuple[Reading, Path]:
     """Read a board's record: in its own folder, else beside the board file it came with."""
     reading = read(path)
     if reading == NOTHING and board.file is not None:
-        reading = read(board.file.parent / path.relative_to(board.folder))
-    return reading
+        packaged = board.file.parent / path.relative_to(board.folder)
+        if (beside := read(packaged)) != NOTHING:
+            return beside, packaged
+    return reading, path
 
 
 def shard(jobs: Sequence[Job], text: str) -> list[Job]:
@@ -330,8 +336,8 @@ def _job(
     board: Board, entrant: Entrant, column: Column, task: Task, seed: int, identity: _Identity
 ) -> Job:
     path = record_path(board.folder, entrant.name, column.name, task.name, seed)
-    reading = stored(board, path)
-    job = Job(entrant, column, task, seed, path, "missing", reading=reading)
+    reading, found = stored(board, path)
+    job = Job(entrant, column, task, seed, path, found, "missing", reading=reading)
     description = _describe(job, identity)
     if description is None:
         # Reported first: a file that cannot be read stays wrong whatever else is at hand.
