@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from transferbench.backbones.backbone import Backbone
     from transferbench.data.dataset import Card, Dataset
     from transferbench.measures.metrics import Array, Metric
-    from transferbench.protocols.logistic import Path, Point, Task
+    from transferbench.protocols.logistic import Path, Task
+    from transferbench.protocols.newton import Point
 
 
 class LinearParameters(Parameters):
