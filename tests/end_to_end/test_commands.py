@@ -176,6 +176,9 @@ def test_without_a_board_every_run_meets_every_set_at_hand(shell: Shell, work: P
     line = "evaluate --all --data-root . --dataset images --protocol knn"
     assert {j["state"] for j in shell.json(line)["jobs"]} == {"fresh"}
     assert shell(line) == "nothing to do: all 2 jobs of 'local' are fresh\n"
+    Path("leaderboards/local/board.toml").unlink()
+    shell(line)
+    assert Path("leaderboards/local/board.toml").exists()
     shell("evaluate --model random:resnet10t@32 --dataset folder:images --protocol knn")
     assert "ran 1 of 1 jobs" in shell(
         "evaluate --model random:resnet10t@32 --dataset folder:images --protocol knn --seed 1"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from transferbench.leaderboard.record import (
     NOTHING,
     ModelPart,
     ProtocolPart,
+    in_turn,
     read,
     read_all,
     record_path,
     state_of,
     write,
 )
+from transferbench.storage import write_atomic
 
 
 def test_a_record_reads_back_as_written(tmp_path: Path) -> None:
@@ -136,6 +139,20 @@ def test_a_number_that_is_none_is_no_record() -> None:
         )
     with pytest.raises(ValidationError, match="no value"):
         make_record().model_validate({**make_record().model_dump(by_alias=True), "kind": "failed"})
+
+
+def test_a_writer_waits_for_its_turn(tmp_path: Path) -> None:
+    """Between looking at the file and replacing it, nobody else may write."""
+    path = tmp_path / "linear-0.json"
+    failing = threading.Thread(target=write, args=(path, make_record(None)))
+    with in_turn(tmp_path):
+        failing.start()
+        failing.join(timeout=0.3)
+        assert failing.is_alive()
+        assert not path.exists()
+        write_atomic(path, make_record(0.5).dumps())
+    failing.join()
+    assert read(path).record == make_record(0.5)
 
 
 def _write_many(folder: str, mine: int) -> None:
