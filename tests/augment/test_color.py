@@ -140,7 +140,7 @@ def test_the_gray_of_floats_is_torchvisions() -> None:
 
 def test_the_gray_of_bytes_is_pillows() -> None:
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, 16, 16), generator=generator, dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, 256, 256), generator=generator, dtype=torch.uint8)
     expected = torch.tensor(list(reference.to_pil_image(image).convert("L").tobytes()))
     assert torch.equal(color.gray(image).flatten().long(), expected)
 

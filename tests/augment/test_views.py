@@ -83,6 +83,12 @@ def test_neither_the_images_nor_the_global_chance_are_touched() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_views_at_the_images_own_size_do_not_share_memory() -> None:
+    settings = ViewSettings.model_validate({"count": 2, "size": 16, "solarize": 1.0})
+    first, second = MultiView([settings], NONE)(images(3, 16, 16), torch.Generator())
+    assert torch.equal(first, second)
+
+
 def test_equal_images_get_different_views() -> None:
     same = images(1).expand(12, -1, -1, -1)
     first, second = MultiView([EVERYTHING], NONE)(same, torch.Generator().manual_seed(2))
@@ -145,6 +151,19 @@ def test_a_factor_is_drawn_within_its_strength() -> None:
     factor = made(batch, jitter={"p": 1.0, "brightness": 0.4})[:, 0, 0, 0] * 255 / 100
     assert 0.6 <= factor.min() < 0.63
     assert 1.37 < factor.max() <= 1.4 + 1e-5
+
+
+def test_each_image_meets_its_own_sigma_and_its_own_noise() -> None:
+    batch = images(40, 16, 16)
+    plain = made(batch)
+    always = made(batch, blur={"p": 1.0, "size": 5}, seed=3)
+    sometimes = made(batch, blur={"p": 0.4, "size": 5}, seed=3)
+    for image, own, changed in zip(plain, always, sometimes, strict=True):
+        assert torch.equal(changed, image) or torch.equal(changed, own)
+    always = made(batch, noise={"p": 1.0}, seed=3)
+    sometimes = made(batch, noise={"p": 0.4}, seed=3)
+    for image, own, changed in zip(plain, always, sometimes, strict=True):
+        assert torch.equal(changed, image) or torch.equal(changed, own)
 
 
 def test_normalization_comes_last() -> None:

@@ -67,6 +67,21 @@ def test_a_zero_gradient_decays_in_the_joint_form_only() -> None:
     assert torch.equal(stepped(weight, nothing, weight_decay=0.1, norms="separate"), weight)
 
 
+@pytest.mark.parametrize("norms", ["joint", "separate"])
+def test_a_zero_weight_takes_the_plain_gradient(norms: str) -> None:
+    weight, grad = tensors(2)
+    nothing = torch.zeros_like(weight)
+    found = stepped(nothing, [grad], weight_decay=0.1, norms=norms)
+    torch.testing.assert_close(found, -0.5 * grad)
+
+
+def test_the_separate_form_adds_the_norms() -> None:
+    weight, grad = tensors(2)
+    found = stepped(weight, [grad], weight_decay=0.3, norms="separate")
+    ratio = 0.001 * weight.norm() / (grad.norm() + 0.3 * weight.norm())
+    torch.testing.assert_close(found, weight - 0.5 * ratio * (grad + 0.3 * weight))
+
+
 def test_clipping_never_exceeds_plain_sgd() -> None:
     weight, grad = tensors(2)
     tiny = 1e-3 * grad

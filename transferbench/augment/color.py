@@ -102,73 +102,100 @@ def jitter(
     settings : JitterSettings
         Says which member of each family is meant.
     """
-    steps = order.shape[1]
-    turn = torch.where(
-        order == JITTERS.index("hue"), torch.arange(steps, device=order.device), steps
-    )
-    turn = turn.amin(1)
+    count = order.shape[1]
+    steps = torch.arange(count, device=order.device)
+    turn = torch.where(order == JITTERS.index("hue"), steps, count).amin(1)
     active = (order[:, 0] >= 0).nonzero().squeeze(1)
     # Sorted by the step of their hue, images share it: every image's earlier operations come
     # first, then the hue of all, then the later operations, and each time a slice is meant.
     active = active[turn[active].argsort(stable=True)]
-    before = [int(n) for n in torch.searchsorted(turn[active], torch.arange(steps), right=True)]
+    before = torch.searchsorted(turn[active], steps, right=True).tolist()
     there = active.to(images.device)
     part = images.index_select(0, there)
-    order = order[active].to(images.device)
+    kinds = order[active].T.to(images.device)
     amounts = {name: amount[active].to(part) for name, amount in amounts.items()}
-
-    def blend(start: int, stop: int, step: int) -> None:
-        if start < stop:
-            chosen = {name: amount[start:stop] for name, amount in amounts.items()}
-            _blend(part[start:stop], order[start:stop, step], chosen, settings)
-
-    for step in range(steps):
-        blend(before[step], len(part), step)
+    blends = _Blends(kinds, amounts, settings)
+    for step in range(count):
+        blends.apply(part, step, before[step], len(part))
     if "hue" in amounts:
         part = hue(part, amounts["hue"])
-    for step in range(1, steps):
-        blend(0, before[step - 1], step)
+    for step in range(1, count):
+        blends.apply(part, step, 0, before[step - 1])
     return images.index_copy_(0, there, part)
 
 
-def _blend(
-    images: Tensor, kinds: Tensor, amounts: Mapping[str, Tensor], settings: JitterSettings
-) -> None:
-    """Apply to each image the one of brightness, contrast, saturation that `kinds` (B,) says.
+class _Blends:
+    """Brightness, contrast and saturation, mixed in one batch.
 
-    Changes the images in place. Each of the three is clip(f * x + (1 - f) * target), the target
-    being 0, the mean luma, or the pixel's luma; so a mixed batch needs one pass instead of three.
+    Each is clip(f * x + (1 - f) * target) with the target 0, a mean, or the pixel's luma, or
+    clip(x + delta); so one pass serves the images of a step, whichever it is for each, and f = 1
+    leaves an image as it is.
+
+    Parameters
+    ----------
+    kinds : Tensor (K, N) int64
+        Position in JITTERS of each step and image.
+    amounts : mapping of str to Tensor (N,)
+        As `jitter` gets them.
+    settings : JitterSettings
     """
 
-    def chosen(name: str) -> Tensor:
-        return kinds == JITTERS.index(name)
+    def __init__(
+        self, kinds: Tensor, amounts: Mapping[str, Tensor], settings: JitterSettings
+    ) -> None:
+        self.settings = settings
+        self.hsv: tuple[Tensor, Tensor] | None = None
+        self.constant = self.of_mean = self.of_luma = None
+        some = next(iter(amounts.values()))
+        factor = torch.ones(kinds.shape, dtype=some.dtype, device=some.device)
 
-    scaling = [name for name in ("brightness", "contrast", "saturation") if name in amounts]
-    offsets = []
-    if "brightness" in amounts and settings.brightness_mode == "add":
-        scaling.remove("brightness")
-        offsets.append(_each(amounts["brightness"] * chosen("brightness"), images))
-    if "saturation" in amounts and settings.saturation_mode == "hsv":
-        scaling.remove("saturation")
-        there = chosen("saturation").nonzero().squeeze(1)
-        changed = saturation_hsv(images.index_select(0, there), amounts["saturation"][there])
-        images.index_copy_(0, there, changed)
-    factor = torch.ones_like(kinds, dtype=images.dtype)
-    for name in scaling:
-        factor = torch.where(chosen(name), amounts[name], factor)
-    if "contrast" in scaling:
-        target = images.mean((-2, -1), keepdim=True)
-        if settings.contrast_mode == "gray-mean":
-            # The luma is linear, so its mean is the luma of the channels' means.
-            target = gray(target).unsqueeze(1)
-        offsets.append(target * _each((1 - factor) * chosen("contrast"), images))
-    if "saturation" in scaling:
-        share = _each((1 - factor) * chosen("saturation"), images)
-        offsets.append(gray(images).unsqueeze(1).mul_(share))
-    images.mul_(_each(factor, images))
-    if offsets:
-        images.add_(sum(offsets[1:], start=offsets[0]))
-    images.clamp_(0, 1)
+        def now(name: str) -> Tensor:
+            return kinds == JITTERS.index(name)
+
+        def shaped(coefficient: Tensor) -> Tensor:
+            return coefficient.view(*kinds.shape, 1, 1, 1)
+
+        for name in ("brightness", "contrast", "saturation"):
+            if name not in amounts:
+                continue
+            if name == "brightness" and settings.brightness_mode == "add":
+                self.constant = shaped(now(name) * amounts[name])
+            elif name == "saturation" and settings.saturation_mode == "hsv":
+                self.hsv = (now(name), amounts[name])
+            else:
+                factor = torch.where(now(name), amounts[name], factor)
+        if "contrast" in amounts:
+            self.of_mean = shaped((1 - factor) * now("contrast"))
+        if "saturation" in amounts and self.hsv is None:
+            self.of_luma = shaped((1 - factor) * now("saturation"))
+        self.factor = shaped(factor)
+
+    def apply(self, images: Tensor, step: int, start: int, stop: int) -> None:
+        """Do a step for the images `start:stop` (B, 3, H, W), in place."""
+        if start == stop:
+            return
+        part = images[start:stop]
+        if self.hsv is not None:
+            chosen = self.hsv[0][step, start:stop].nonzero().squeeze(1)
+            factor = self.hsv[1][start:stop][chosen]
+            part.index_copy_(0, chosen, saturation_hsv(part.index_select(0, chosen), factor))
+        gray_mean = self.of_mean is not None and self.settings.contrast_mode == "gray-mean"
+        offset: Tensor | None = None
+        if gray_mean or self.of_luma is not None:
+            luma = gray(part).unsqueeze(1)
+        if self.of_mean is not None:
+            mean = (luma if gray_mean else part).mean((-2, -1), keepdim=True)
+            offset = mean * self.of_mean[step, start:stop]
+        if self.constant is not None:
+            constant = self.constant[step, start:stop]
+            offset = constant if offset is None else offset + constant
+        if self.of_luma is not None:
+            luma.mul_(self.of_luma[step, start:stop])
+            offset = luma if offset is None else luma + offset
+        part.mul_(self.factor[step, start:stop])
+        if offset is not None:
+            part.add_(offset)
+        part.clamp_(0, 1)
 
 
 def _each(parameter: Tensor, images: Tensor) -> Tensor:

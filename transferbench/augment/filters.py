@@ -31,6 +31,8 @@ def blur(
     count, channels, height, width = images.shape
     radius = size // 2
     kernel = gaussian_kernel(sigma.to(images), size).repeat_interleave(channels, 0)
+    if count == 0:
+        return images
     planes = images.reshape(1, count * channels, height, width)
     for sides, shape in (((radius, radius, 0, 0), (1, -1)), ((0, 0, radius, radius), (-1, 1))):
         mode = "constant" if padding == "zero" else "reflect"
@@ -53,4 +55,5 @@ def sobel(images: Tensor) -> Tensor:
 
 def sobel_magnitude(images: Tensor) -> Tensor:
     """Return the length of the Sobel gradient on three equal channels, clipped to [0, 1]."""
-    return sobel(images).norm(dim=1, keepdim=True).clamp_(0, 1).expand_as(images)
+    length = torch.linalg.vector_norm(sobel(images), dim=1, keepdim=True)
+    return length.clamp_(0, 1).expand_as(images)

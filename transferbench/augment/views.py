@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,18 @@ ATTEMPTS = 10
 
 CHUNK_PIXELS = 2**17
 """Pixels worked on at once: 128 images of 32 px, so that they stay in the processor's cache."""
+
+
+Operation = Callable[[Tensor, slice], Tensor]
+"""Acts on some of a batch's images, (N, 3, H, W) in [0, 1], given their place in the batch."""
+
+
+class Source(NamedTuple):
+    """How many images a batch has, and their size in pixels."""
+
+    count: int
+    height: int
+    width: int
 
 
 class MultiView:
@@ -62,13 +75,11 @@ class MultiView:
         """
         count, height, width, _ = images.shape
         outputs = [_empty(count, size, images.device) for size in self.sizes]
-        largest = max(height * width, *(size * size for size in self.sizes))
-        chunk = max(1, CHUNK_PIXELS // largest) if images.device.type == "cpu" else count
-        for start in range(0, count, max(chunk, 1)):
-            part = unit_range(images[start : start + chunk])
-            for view, output in zip(self.views, outputs, strict=True):
-                made = make_view(part, view, generator)
-                output[start : start + chunk] = _normalize(made, self.normalization)
+        prepared = [prepare(view, count, height, width, generator) for view in self.views]
+        for rows in _chunks(images, *self.sizes):
+            part = unit_range(images[rows])
+            for make, output in zip(prepared, outputs, strict=True):
+                output[rows] = _normalize(make(part, rows), self.normalization)
         return tuple(outputs)
 
 
@@ -85,12 +96,17 @@ def plain_view(images: Tensor, size: int, normalization: Normalization) -> Tenso
     antialiased bilinear.
     """
     output = _empty(len(images), size, images.device)
-    largest = max(images.shape[1] * images.shape[2], size * size)
-    chunk = max(1, CHUNK_PIXELS // largest) if images.device.type == "cpu" else len(images)
-    for start in range(0, len(images), max(chunk, 1)):
-        part = _central(unit_range(images[start : start + chunk]), size)
-        output[start : start + chunk] = _normalize(part, normalization)
+    for rows in _chunks(images, size):
+        output[rows] = _normalize(_central(unit_range(images[rows]), size), normalization)
     return output
+
+
+def _chunks(images: Tensor, *sizes: int) -> Iterator[slice]:
+    """Cut a batch (B, H, W, 3) into pieces that fit the cache; on an accelerator not at all."""
+    count, height, width, _ = images.shape
+    largest = max(height * width, *(size * size for size in sizes))
+    chunk = max(1, CHUNK_PIXELS // largest) if images.device.type == "cpu" else max(1, count)
+    return (slice(start, start + chunk) for start in range(0, count, chunk))
 
 
 def _empty(count: int, size: int, device: torch.device) -> Tensor:
@@ -103,17 +119,24 @@ def _normalize(images: Tensor, normalization: Normalization) -> Tensor:
     return (images - mean).div_(std)
 
 
-def make_view(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
-    """Draw and apply one view's operations in the view's order.
+def prepare(
+    view: ViewSettings, count: int, height: int, width: int, generator: torch.Generator
+) -> Operation:
+    """Draw all that one view of `count` images of `height` x `width` leaves to chance.
 
-    images (B, 3, H, W) floats in [0, 1], left as they are, give (B, 3, S, S) in [0, 1].
+    Returns the function that makes the view of some of the images: it takes them, (N, 3, H, W)
+    floats in [0, 1], and their place in the batch, and gives (N, 3, S, S) in [0, 1].
     """
+    source = Source(count, height, width)
     used = view.used()
-    made = images
-    for name in view.order:
-        if name in used:
-            made = _OPERATIONS[name](made, view, generator)
-    return made
+    operations = [_PREPARED[name](view, source, generator) for name in view.order if name in used]
+
+    def make(images: Tensor, rows: slice) -> Tensor:
+        for operation in operations:
+            images = operation(images, rows)
+        return images
+
+    return make
 
 
 def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
@@ -129,15 +152,21 @@ def _integers(below: int, generator: torch.Generator, count: int) -> Tensor:
 
 
 def _some(
-    images: Tensor,
     p: float,
+    count: int,
     generator: torch.Generator,
     change: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Change each image with probability p, in place; `change` gets (images, their positions)."""
-    chosen = (_uniform(generator, len(images)) < p).nonzero().squeeze(1)
-    there = chosen.to(images.device)
-    return images.index_copy_(0, there, change(images.index_select(0, there), chosen))
+) -> Operation:
+    """Change each image with probability p, in place; `change` gets (images, places in batch)."""
+    chosen = _uniform(generator, count) < p
+
+    def operation(images: Tensor, rows: slice) -> Tensor:
+        here = chosen[rows].nonzero().squeeze(1)
+        there = here.to(images.device)
+        changed = change(images.index_select(0, there), here + rows.start)
+        return images.index_copy_(0, there, changed)
+
+    return operation
 
 
 def _central(images: Tensor, size: int) -> Tensor:
@@ -149,44 +178,61 @@ def _central(images: Tensor, size: int) -> Tensor:
     return geometry.crop_resize(images, boxes, size)
 
 
-def _cut(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
-    count, _, height, width = images.shape
-    if view.crop is not None:
-        crop = view.crop
-        uniforms = _uniform(generator, count, ATTEMPTS, 4)
-        boxes = geometry.random_boxes(height, width, uniforms, scale=crop.scale, ratio=crop.ratio)
-        return geometry.crop_resize(images, boxes, view.size, interpolation=crop.interpolation)
-    if view.pad_crop is None:
-        return _central(images, view.size)
-    padding = view.pad_crop.padding
-    room = min(height, width) + 2 * padding - view.size
+def _cut(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
+    if view.pad_crop is not None:
+        return _padded_cut(view, source, generator, view.pad_crop.padding)
+    crop = view.crop
+    if crop is None:
+        return lambda images, rows: _central(images, view.size)
+    uniforms = _uniform(generator, source.count, ATTEMPTS, 4)
+    boxes = geometry.random_boxes(
+        source.height, source.width, uniforms, scale=crop.scale, ratio=crop.ratio
+    )
+
+    def operation(images: Tensor, rows: slice) -> Tensor:
+        here = geometry.Boxes(*(side[rows] for side in boxes))
+        return geometry.crop_resize(images, here, view.size, interpolation=crop.interpolation)
+
+    return operation
+
+
+def _padded_cut(
+    view: ViewSettings, source: Source, generator: torch.Generator, padding: int
+) -> Operation:
+    room = min(source.height, source.width) + 2 * padding - view.size
     if room < 0:
         raise UserError(
-            f"a view of {view.size} px cannot be cut from images of {width} x {height} px padded "
-            f"by {padding}; give it a smaller 'size' or a larger 'padding'"
+            f"a view of {view.size} px cannot be cut from images of {source.width} x "
+            f"{source.height} px padded by {padding}; lower its 'size' or raise 'padding'"
         )
-    top = _integers(height + 2 * padding - view.size + 1, generator, count)
-    left = _integers(width + 2 * padding - view.size + 1, generator, count)
-    return geometry.pad_and_cut(images, top, left, view.size, padding=padding)
+    top = _integers(source.height + 2 * padding - view.size + 1, generator, source.count)
+    left = _integers(source.width + 2 * padding - view.size + 1, generator, source.count)
+    return lambda images, rows: geometry.pad_and_cut(
+        images, top[rows], left[rows], view.size, padding=padding
+    )
 
 
-def _flip(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
-    return _some(images, view.flip, generator, lambda part, _: geometry.flip(part))
+def _flip(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
+    return _some(view.flip, source.count, generator, lambda part, _: geometry.flip(part))
 
 
-def _rotate(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
-    turns = 1 + _integers(3, generator, len(images))
-    turned = _uniform(generator, len(images)) < view.rotate
-    for turn in (1, 2, 3):
-        chosen = ((turns == turn) & turned).nonzero().squeeze(1).to(images.device)
-        images[chosen] = geometry.quarter_turns(images[chosen], turn)
-    return images
+def _rotate(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
+    turns = 1 + _integers(3, generator, source.count)
+    turns[_uniform(generator, source.count) >= view.rotate] = 0
+
+    def operation(images: Tensor, rows: slice) -> Tensor:
+        for turn in (1, 2, 3):
+            there = (turns[rows] == turn).nonzero().squeeze(1).to(images.device)
+            turned = geometry.quarter_turns(images.index_select(0, there), turn)
+            images.index_copy_(0, there, turned)
+        return images
+
+    return operation
 
 
-def _jitter(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
-    settings = view.jitter
+def _jitter(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
+    settings, count = view.jitter, source.count
     assert settings is not None
-    count = len(images)
     amounts = {}
     for name in color.JITTERS:
         strength: float = getattr(settings, name)
@@ -196,60 +242,69 @@ def _jitter(images: Tensor, view: ViewSettings, generator: torch.Generator) -> T
             amounts[name] = _between(-strength, strength, generator, count)
         else:
             amounts[name] = _between(max(0.0, 1 - strength), 1 + strength, generator, count)
-    positions = torch.tensor([color.JITTERS.index(name) for name in amounts], dtype=torch.int64)
-    order = positions.to(generator.device)[_uniform(generator, count, len(amounts)).argsort(1)]
+    if not amounts:
+        return lambda images, rows: images
+    positions = torch.tensor([color.JITTERS.index(name) for name in amounts])
+    shuffled = _uniform(generator, count, len(amounts)).argsort(1)
+    order = positions.to(generator.device)[shuffled]
     order[_uniform(generator, count) >= settings.p] = -1
-    return color.jitter(images, order, amounts, settings)
+
+    def operation(images: Tensor, rows: slice) -> Tensor:
+        here = {name: amount[rows] for name, amount in amounts.items()}
+        return color.jitter(images, order[rows], here, settings)
+
+    return operation
 
 
-def _grayscale(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
-    return _some(images, view.grayscale, generator, lambda part, _: color.grayscale(part))
+def _grayscale(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
+    return _some(view.grayscale, source.count, generator, lambda part, _: color.grayscale(part))
 
 
-def _blur(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
+def _blur(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
     settings = view.blur
     assert settings is not None
-    sigma = _between(*settings.sigma, generator, len(images))
+    sigma = _between(*settings.sigma, generator, source.count)
     size = view.size // 10 if settings.size is None else settings.size
 
-    def change(part: Tensor, chosen: Tensor) -> Tensor:
-        return filters.blur(part, sigma[chosen], size, padding=settings.padding)
+    def change(part: Tensor, places: Tensor) -> Tensor:
+        return filters.blur(part, sigma[places], size, padding=settings.padding)
 
-    return _some(images, settings.p, generator, change)
-
-
-def _solarize(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
-    return _some(images, view.solarize, generator, lambda part, _: color.solarize(part))
+    return _some(settings.p, source.count, generator, change)
 
 
-def _sobel(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
-    return _some(images, view.sobel, generator, lambda part, _: filters.sobel_magnitude(part))
+def _solarize(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
+    return _some(view.solarize, source.count, generator, lambda part, _: color.solarize(part))
 
 
-def _noise(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
+def _sobel(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
+    return _some(view.sobel, source.count, generator, lambda part, _: filters.sobel_magnitude(part))
+
+
+def _noise(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
     settings = view.noise
     assert settings is not None
-    noise = torch.randn(images.shape, generator=generator, device=generator.device)
+    shape = (source.count, 3, view.size, view.size)
+    noise = torch.randn(shape, generator=generator, device=generator.device)
 
-    def change(part: Tensor, chosen: Tensor) -> Tensor:
-        return part.add(noise[chosen].to(part), alpha=settings.std).clamp_(0, 1)
+    def change(part: Tensor, places: Tensor) -> Tensor:
+        return part.add(noise[places].to(part), alpha=settings.std).clamp_(0, 1)
 
-    return _some(images, settings.p, generator, change)
+    return _some(settings.p, source.count, generator, change)
 
 
-def _cutout(images: Tensor, view: ViewSettings, generator: torch.Generator) -> Tensor:
+def _cutout(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
     settings = view.cutout
     assert settings is not None
-    row = _integers(view.size, generator, len(images))
-    column = _integers(view.size, generator, len(images))
+    row = _integers(view.size, generator, source.count)
+    column = _integers(view.size, generator, source.count)
 
-    def change(part: Tensor, chosen: Tensor) -> Tensor:
-        return geometry.cutout(part, row[chosen], column[chosen], settings.length)
+    def change(part: Tensor, places: Tensor) -> Tensor:
+        return geometry.cutout(part, row[places], column[places], settings.length)
 
-    return _some(images, settings.p, generator, change)
+    return _some(settings.p, source.count, generator, change)
 
 
-_OPERATIONS: dict[str, Callable[[Tensor, ViewSettings, torch.Generator], Tensor]] = {
+_PREPARED: dict[str, Callable[[ViewSettings, Source, torch.Generator], Operation]] = {
     "crop": _cut,
     "flip": _flip,
     "rotate": _rotate,

@@ -104,12 +104,12 @@ def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
     ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) of centred columns: 1 for sets equal up to rotation
     and scale; 0 where one is constant (arXiv 1905.00414 sec. 3).
     """
-    x, y = _rows(x, "x"), _rows(y, "y")
-    if len(x) != len(y):
-        raise ValueError(f"both sets must hold the same images, not {len(x)} and {len(y)}")
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    scale = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    return float(np.linalg.norm(y.T @ x) ** 2 / scale) if scale > 0 else 0.0
+    first, second = _rows(x, "x"), _rows(y, "y")
+    if len(first) != len(second):
+        raise ValueError(f"both sets must hold the same images, not {len(first)}, {len(second)}")
+    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
+    scale = np.linalg.norm(first.T @ first) * np.linalg.norm(second.T @ second)
+    return float(np.linalg.norm(second.T @ first) ** 2 / scale) if scale > 0 else 0.0
 
 
 def lidar(views: ArrayLike, *, delta: float = 1e-4, eps: float = 1e-8) -> float:
