@@ -114,7 +114,6 @@ class Problem:
         weights = self.basis @ state.w
         intercepts = state.b - self.mean @ weights
         if self.softmax:
-            weights = weights - weights.mean(dim=1, keepdim=True)
             intercepts = intercepts - intercepts.mean()
         bound = state.objective - state.gap
         known = bool((bound > 0).all())
@@ -177,6 +176,9 @@ class Problem:
         import torch
 
         z = self.x @ w + b if z is None else z
+        # The part common to all classes changes no probability and costs penalty.
+        if self.softmax:
+            w = w - w.mean(dim=1, keepdim=True)
         n, left = len(z), float("inf")
         for _ in range(INTERCEPT_STEPS):
             p = self._probabilities(z)
