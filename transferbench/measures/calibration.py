@@ -102,8 +102,8 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     Returns
     -------
     float
-        Between 1e-4, where every largest logit is the label's, and infinity, where the logits are
-        no better than none.
+        At least 1e-4, which is neared where every largest logit is the label's and there is no
+        minimum; infinity where the logits are no better than none.
     """
     from scipy.optimize import brentq
 
