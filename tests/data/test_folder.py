@@ -386,9 +386,7 @@ def test_every_real_card_holds(shared_data: Path) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             source = FolderSource(folder)
-            labels = {
-                name: source._layout.labels(name, source.card) for name in source.card.counts
-            }
+            labels = {name: source._layout.labels(name, source.card) for name in source.card.counts}
         assert {n: len(v) for n, v in labels.items()} == source.card.counts
         assert source.card.licence != "not stated"
         assert not caught

@@ -190,9 +190,7 @@ def twenty() -> Counting:
     return Counting(EncodedImage(f"{i}.png", png(picture(i, 20, 14))) for i in range(20))
 
 
-def test_pixels_are_cached_memory_mapped_and_read_only(
-    fresh_cache: Path, twenty: Counting
-) -> None:
+def test_pixels_are_cached_memory_mapped_and_read_only(fresh_cache: Path, twenty: Counting) -> None:
     split = split_of(twenty, None, "a")
     pixels = split.pixels(8)
     assert pixels.shape == (20, 8, 8, 3)

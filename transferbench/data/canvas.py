@@ -42,13 +42,14 @@ def draw(
     """
     count = len(shapes)
     x, y = _grid(OVERSAMPLING)
-    radius = _uniform(generator, count, 9.5, 14.5)
+    radius = _uniform(generator, count, 11.0, 14.5)
     reach = 15.5 - radius
     u = x - _uniform(generator, count, -1, 1) * reach
     v = y - _uniform(generator, count, -1, 1) * reach
-    stretch = np.exp(_uniform(generator, count, -0.12, 0.12))
     a, b = _rotated(u, v, _uniform(generator, count, 0, 2 * np.pi))
-    distance = _each(SHAPES, shapes, a * stretch / radius, b / stretch / radius) * radius
+    stretch = np.exp(_uniform(generator, count, -0.1, 0.1))
+    a, b = _rotated(a * stretch, b / stretch, _uniform(generator, count, 0, 2 * np.pi))
+    distance = _each(SHAPES, shapes, a / radius, b / radius) * radius
     wave = _texture(textures, u, v, generator)
 
     # Shares of a pixel that background, rim and either colour take; colours are mixed afterwards.
@@ -57,14 +58,16 @@ def draw(
     light_share = (object_share - rim_share) * _soft(wave, OVERSAMPLING)
     object_share, rim_share, light_share = map(_reduced, (object_share, rim_share, light_share))
 
-    picture = _background(count, generator)
-    light, dark = _two_tones(generator, count)
+    base = _uniform(generator, count, 0.15, 0.85)
+    picture = _background(base, generator)
+    light, dark = _two_tones(base, generator)
     rim = np.where(generator.random((count, 1, 1, 1)) < 0.5, 0, 1).astype(np.float32)
     picture *= 1 - object_share
     picture += rim * rim_share + light * light_share
     picture += dark * (object_share - rim_share - light_share)
-    picture += 0.02 * generator.standard_normal(picture.shape, dtype=np.float32)
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    picture += 0.01 * generator.standard_normal(picture.shape, dtype=np.float32)
+    pixels: npt.NDArray[np.uint8] = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return pixels
 
 
 def _grid(oversampling: int) -> tuple[Floats, Floats]:
@@ -90,8 +93,9 @@ def _soft(distance: Floats, oversampling: int = 1) -> Floats:
 
 def _reduced(share: Floats) -> Floats:
     """Average samples to pixels, (B, S, S) to (B, 32, 32, 1)."""
-    total = share[:, ::2] + share[:, 1::2]
-    return ((total[:, :, ::2] + total[:, :, 1::2]) * 0.25)[..., None]
+    rows = share[:, ::2] + share[:, 1::2]
+    pixels: Floats = (rows[:, :, ::2] + rows[:, :, 1::2]) * 0.25
+    return pixels[..., None]
 
 
 def _each(
@@ -106,48 +110,49 @@ def _each(
     return result
 
 
-# Shapes: signed distance, about 1 from the middle to the far end.
+# Shapes: signed distance in units of the radius. All cover the same area, so that the number of
+# pixels of an object does not tell its shape.
 
 
 def _disc(a: Floats, b: Floats) -> Floats:
-    return np.hypot(a, b) - 0.95
+    return np.hypot(a, b) - 0.818
 
 
 def _square(a: Floats, b: Floats) -> Floats:
-    return np.maximum(np.abs(a), np.abs(b)) - 0.8
+    return np.maximum(np.abs(a), np.abs(b)) - 0.725
 
 
 def _triangle(a: Floats, b: Floats) -> Floats:
-    return np.maximum(np.abs(a) * 0.866 + b * 0.5, -b) - 0.56
+    return np.maximum(np.abs(a) * 0.866 + b * 0.5, -b) - 0.636
 
 
 def _star(a: Floats, b: Floats) -> Floats:
-    sector = 2 * np.pi / 5
+    sector, tip, notch = 2 * np.pi / 5, 1.26, 0.567
     angle = np.abs((np.arctan2(b, a) + sector / 2) % sector - sector / 2)
     r = np.hypot(a, b)
-    # The edge runs from the tip (1.12, 0) to the notch at half a sector.
-    nx, ny = 0.45 * np.sin(sector / 2), 1.12 - 0.45 * np.cos(sector / 2)
+    # The edge runs from the tip to the notch at half a sector.
+    nx, ny = notch * np.sin(sector / 2), tip - notch * np.cos(sector / 2)
     length = np.hypot(nx, ny)
-    return ((r * np.cos(angle) - 1.12) * nx + r * np.sin(angle) * ny) / length
+    return ((r * np.cos(angle) - tip) * nx + r * np.sin(angle) * ny) / length
 
 
 def _cross(a: Floats, b: Floats) -> Floats:
     a, b = np.abs(a), np.abs(b)
-    return np.minimum(np.maximum(a - 1.0, b - 0.34), np.maximum(b - 1.0, a - 0.34))
+    return np.minimum(np.maximum(a - 0.945, b - 0.335), np.maximum(b - 0.945, a - 0.335))
 
 
 def _ring(a: Floats, b: Floats) -> Floats:
-    return np.abs(np.hypot(a, b) - 0.72) - 0.28
+    return np.abs(np.hypot(a, b) - 0.605) - 0.276
 
 
 def _crescent(a: Floats, b: Floats) -> Floats:
-    return np.maximum(np.hypot(a, b) - 1.0, 0.75 - np.hypot(a - 0.5, b))
+    return np.maximum(np.hypot(a + 0.1, b) - 1.03, 0.7 - np.hypot(a - 0.5, b))
 
 
 def _heart(a: Floats, b: Floats) -> Floats:
     a, b = np.abs(a), b + 0.1
-    diamond = (a + np.abs(b) - 0.85) * 0.707
-    return np.minimum(diamond, np.hypot(a - 0.425, b - 0.425) - 0.6)
+    diamond = (a + np.abs(b) - 0.767) * 0.707
+    return np.minimum(diamond, np.hypot(a - 0.3835, b - 0.3835) - 0.5424)
 
 
 SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
@@ -167,7 +172,7 @@ SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
 
 def _texture(chosen: npt.NDArray[np.int64], u: Floats, v: Floats, generator: Draw) -> Floats:
     count = len(chosen)
-    period = _uniform(generator, count, 5.0, 7.0)
+    period = _uniform(generator, count, 6.0, 8.0)
     a, b = _rotated(u, v, _uniform(generator, count, 0, 2 * np.pi))
     phases = generator.uniform(0, 1, (count, 12)).astype(np.float32)[:, :, None, None]
     polarity = np.where(generator.random((count, 1, 1)) < 0.5, -1, 1).astype(np.float32)
@@ -227,7 +232,7 @@ def _bricks(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
     row = b / height + phases[:, 0]
     y = np.abs(row % 1 - 0.5) * height
     x = np.abs((a / width + phases[:, 1] + 0.5 * (np.floor(row) % 2)) % 1 - 0.5) * width
-    return np.minimum(height / 2 - y, width / 2 - x) - 0.85
+    return np.minimum(height / 2 - y, width / 2 - x) - 0.15 * p
 
 
 TEXTURES: dict[str, Callable[[Floats, Floats, Floats, Floats], Floats]] = {
@@ -247,23 +252,25 @@ def _color(generator: Draw, lightness: Floats) -> Floats:
     count = len(lightness)
     tint = generator.uniform(-1, 1, (count, 1, 1, 3)).astype(np.float32)
     tint -= tint.mean(axis=-1, keepdims=True)
-    return np.clip(lightness[..., None] + 0.3 * tint, 0, 1)
+    return np.clip(lightness[..., None] + 0.15 * tint, 0, 1)
 
 
-def _two_tones(generator: Draw, count: int) -> tuple[Floats, Floats]:
-    gap = _uniform(generator, count, 0.4, 0.7)
-    dark = generator.random((count, 1, 1), dtype=np.float32) * (1 - gap)
-    return _color(generator, dark + gap), _color(generator, dark)
+def _two_tones(base: Floats, generator: Draw) -> tuple[Floats, Floats]:
+    count = len(base)
+    gap = _uniform(generator, count, 0.4, 0.6)
+    away = _uniform(generator, count, 0.15, 0.35)
+    middle = np.where(base > 0.5, base - away, base + away)
+    return _color(generator, middle + gap / 2), _color(generator, middle - gap / 2)
 
 
-def _background(count: int, generator: Draw) -> Floats:
+def _background(base: Floats, generator: Draw) -> Floats:
     x, y = _grid(1)
-    base = _uniform(generator, count, 0.15, 0.85)
+    count = len(base)
     first = _color(generator, base)
     second = _color(generator, np.clip(base + _uniform(generator, count, -0.2, 0.2), 0, 1))
     across, _ = _rotated(x, y, _uniform(generator, count, 0, 2 * np.pi))
     picture = first + (second - first) * np.clip(across / 32 + 0.5, 0, 1)[..., None]
-    for _ in range(4):
+    for _ in range(2):
         _clutter(picture, x, y, base, generator)
     return picture
 
@@ -275,6 +282,6 @@ def _clutter(picture: Floats, x: Floats, y: Floats, base: Floats, generator: Dra
     a, b = _rotated(u, v, _uniform(generator, count, 0, 2 * np.pi))
     length, width = _uniform(generator, count, 1, 6), _uniform(generator, count, 0.8, 2.5)
     distance = np.hypot(np.maximum(np.abs(a) - length, 0), b) - width
-    lightness = np.clip(base + _uniform(generator, count, -0.35, 0.35), 0, 1)
+    lightness = np.clip(base + _uniform(generator, count, -0.25, 0.25), 0, 1)
     color = _color(generator, lightness)
     picture += (color - picture) * _soft(-distance)[..., None]
