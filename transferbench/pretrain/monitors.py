@@ -67,8 +67,9 @@ def feature_health(features: Tensor) -> dict[str, float]:
         sqrt(D): 1 if they fill the sphere evenly, 0 if all are equal (arXiv 2011.10566 sec. 4.1).
         "rankme": effective rank (arXiv 2210.02885), between 1 and D.
     """
-    spread = float(feature_std(features)) * math.sqrt(features.shape[1])
-    return {"spread": spread, "rankme": float(rankme(features))}
+    values = features.double().cpu().numpy()
+    spread = feature_std(values) * math.sqrt(values.shape[1])
+    return {"spread": spread, "rankme": rankme(values)}
 
 
 def signs_of_collapse(method: str, health: Mapping[str, float]) -> dict[str, str]:

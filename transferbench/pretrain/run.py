@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from transferbench.errors import UserError
+from transferbench.errors import NotAtHand, UserError
 from transferbench.pretrain import PretrainingFailed
 from transferbench.pretrain.recipe import (
     Recipe,
@@ -163,6 +163,7 @@ def pretrain(
         On SIGINT or SIGTERM, with the state saved.
     """
     if not restart and (done := finished_run(recipe, folder)) is not None:
+        _refuse_other_data(done, source)
         return done
     from transferbench.pretrain.loop import Trainer
 
@@ -171,12 +172,12 @@ def pretrain(
     if not restart:
         _refuse_other(recipe, folder)
         if (done := finished_run(recipe, folder)) is not None:
+            _refuse_other_data(done, source)
             return done
     dataset = source.load(skip_corrupt=skip_corrupt, progress=progress)
     # Bad input shows here, before a file is written.
     trainer = Trainer(recipe, dataset, device=device, progress=progress)
 
-    existed = folder.is_dir()
     with _locked(folder):
         if restart:
             _clear(folder)
@@ -197,9 +198,8 @@ def pretrain(
             "command": _command(),
             "made_with": _versions(),
         }
-        if not existed or not (folder / "recipe.toml").is_file():
-            write_atomic(folder / "recipe.toml", dumps(recipe))
-            write_atomic(folder / "README.md", _readme(recipe))
+        write_atomic(folder / "recipe.toml", dumps(recipe))
+        write_atomic(folder / "README.md", _readme(recipe))
         _write_notes(folder, notes)
         try:
             trainer.run(folder)
@@ -245,6 +245,19 @@ def _refuse_other(recipe: Recipe, folder: Path) -> None:
         raise UserError(
             f"{folder} holds a run of another recipe (asked / held: "
             f"{', '.join(changed[:3])}{more}); --restart replaces it, another --runs keeps it"
+        )
+
+
+def _refuse_other_data(run: Run, source: Source) -> None:
+    """Refuse to call a run finished if its data set has changed since; absent data is no matter."""
+    try:
+        identity = source.identity()
+    except NotAtHand:
+        return
+    if _notes(run.folder).get("data", {}).get("fingerprint") != identity:
+        raise UserError(
+            f"the images of '{run.recipe.data}' are not those that the run in {run.folder} was "
+            "trained on; --restart replaces it, another --runs keeps it"
         )
 
 
