@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from transferbench.augment.geometry import apply_separable
+
 
 def gaussian_kernel(sigma: Tensor, size: int) -> Tensor:
     """Return 2 * (size // 2) + 1 taps for each standard deviation.
@@ -28,19 +30,24 @@ def blur(
     images (B, C, H, W), sigma (B,) in pixels. SimCLR takes `size` as a tenth of the side;
     "reflect" mirrors without repeating the edge pixel and needs size // 2 below the side.
     """
-    count, channels, height, width = images.shape
-    radius = size // 2
-    kernel = gaussian_kernel(sigma.to(images), size).repeat_interleave(channels, 0)
-    if count == 0:
-        return images
-    planes = images.reshape(1, count * channels, height, width)
-    for sides, shape in (((radius, radius, 0, 0), (1, -1)), ((0, 0, radius, radius), (-1, 1))):
-        mode = "constant" if padding == "zero" else "reflect"
-        taps = kernel.view(count * channels, 1, *shape)
-        planes = functional.conv2d(
-            functional.pad(planes, sides, mode=mode), taps, groups=count * channels
-        )
-    return planes.view(count, channels, height, width)
+    kernel = gaussian_kernel(sigma.to(images), size)
+    rows, columns = (_band(kernel, side, padding) for side in images.shape[-2:])
+    return apply_separable(images, rows, columns)
+
+
+def _band(kernel: Tensor, side: int, padding: str) -> Tensor:
+    """Return matrices (B, side, side) that slide each kernel (B, taps) along a side."""
+    count, taps = kernel.shape
+    offset = torch.arange(taps, device=kernel.device) - taps // 2
+    position = torch.arange(side, device=kernel.device)[:, None] + offset
+    weights = kernel[:, None, :].expand(count, side, taps)
+    if padding == "reflect":
+        position = side - 1 - (side - 1 - position.abs()).abs()
+    else:
+        weights = weights * ((position >= 0) & (position < side))
+        position = position.clamp(0, side - 1)
+    band = kernel.new_zeros(count, side, side)
+    return band.scatter_add_(2, position.expand(count, side, taps), weights)
 
 
 def sobel(images: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def apply_separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     count, channels, height, width = images.shape
     across = torch.bmm(images.reshape(count, channels * height, width), columns.mT)
-    return torch.matmul(rows.unsqueeze(1), across.view(count, channels, height, -1))
+    return torch.matmul(rows.unsqueeze(1), across.view(count, channels, height, columns.shape[1]))
 
 
 def crop_resize(

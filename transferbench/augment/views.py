@@ -15,8 +15,8 @@ from transferbench.errors import UserError
 ATTEMPTS = 10
 """Boxes drawn for a random resized crop before the central one is taken."""
 
-CHUNK_PIXELS = 2**17
-"""Pixels worked on at once: 128 images of 32 px, so that they stay in the processor's cache."""
+CHUNK_PIXELS = 2**18
+"""Pixels worked on at once, 256 images of 32 px: more leaves the cache, fewer is all overhead."""
 
 
 Operation = Callable[[Tensor, slice], Tensor]
