@@ -48,7 +48,7 @@ def jitter_case(inputs: Inputs, params: Inputs, key: str) -> Tensor:
         return jittered(image, order, {op: params[op] for op in order})
     operation = name.split("-")[0]
     modes = {}
-    if "additive" in name:
+    if "additive" in name or "delta" in params:
         modes["brightness_mode"] = "add"
     if "channel-mean" in name:
         modes["contrast_mode"] = "channel-mean"
