@@ -165,9 +165,18 @@ def test_interpolations_differ_and_equal_size_changes_nothing() -> None:
     assert (fit(image, 16, "bicubic") != fit(image, 16, "bilinear")).any()
 
 
-def test_a_strip_is_not_blown_up() -> None:
-    strip = Image.new("RGB", (60_000, 1), (7, 8, 9))
+def test_a_strip_is_not_blown_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    original = Image.Image.resize
+
+    def watched(image: Image.Image, size: tuple[int, int], *rest: object) -> Image.Image:
+        sizes.append(size)
+        return original(image, size, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    strip = Image.new("RGB", (3_000, 1), (7, 8, 9))
     assert (fit(strip, 32, "bicubic") == (7, 8, 9)).all()
+    assert sizes == [(512, 32)]
 
 
 def split_of(images: list[EncodedImage | ArrayImage], native: int | None, mark: str) -> Split:
