@@ -11,7 +11,6 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-import transferbench
 from transferbench.backbones.settings import NetworkSettings
 from transferbench.errors import UserError, nearest, unknown
 
@@ -211,7 +210,7 @@ def read_board(file: Path) -> BoardFile:
 
 def _roots() -> list[Path]:
     """Where boards are looked for, first to last: here, in the wheel, in the checkout."""
-    package = Path(transferbench.__file__).parent
+    package = Path(__file__).parents[1]
     roots = [HOME, package / "_leaderboards"]
     # An editable install has no copy inside the package; its boards lie beside it.
     if (package.parent / "pyproject.toml").is_file():

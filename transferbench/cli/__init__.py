@@ -6,24 +6,20 @@ Typer alone is imported at the top: `--help` is quick, and nothing heavy is load
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 import typer.core
 
-from transferbench.errors import UserError, nearest, unknown
+from transferbench.cli.endings import complain, show_warning, terminated_as_exit, usage_sentence
+from transferbench.errors import UserError, unknown
 from transferbench.progress import Progress
 
-# Typer has carried click's exceptions under several names; these are its stable handles.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+# Typer has carried click's exceptions under several names; this is their stable handle.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 
@@ -155,7 +151,7 @@ def _pretrain(
     _print({"runs": [each.plain() for each in done]}, pretrained_lines(done), as_json, quiet)
     for each in done:
         if each.problem:
-            _complain(f"error: {each.folder}: {each.problem}")
+            complain(f"error: {each.folder}: {each.problem}")
     return 1 if any(each.problem for each in done) else 0
 
 
@@ -228,7 +224,7 @@ def _evaluate(
     lines = evaluation_lines(evaluation, dry_run=dry_run)
     _print(evaluation.plain(), lines, as_json, quiet)
     for line in complaints(evaluation.jobs):
-        _complain(line)
+        complain(line)
     if dry_run:
         return 0
     return 1 if evaluation.failed else 2 if evaluation.unreadable else 0
@@ -261,13 +257,13 @@ def _leaderboard(
         raise UserError(f"--check looks at the README, which is markdown, not {form}")
     found = api.leaderboard(board, runs=runs, data_root=data_root)
     for problem in found.problems:
-        _complain(f"not counted: {problem}")
+        complain(f"not counted: {problem}")
     if check:
         if found.is_current(errors=errors):
             _print({"readme": str(found.readme), "current": True}, [], as_json, quiet)
             return 0
         _print({"readme": str(found.readme), "current": False}, [], as_json, quiet)
-        _complain(f"{found.readme} is not up to date; render it with: {found.command}")
+        complain(f"{found.readme} is not up to date; render it with: {found.command}")
         return 1
     if form != "markdown":
         form = "json" if as_json else form
@@ -332,19 +328,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         or 143 interrupted by SIGINT or SIGTERM.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    with _terminated_as_exit(), warnings.catch_warnings():
+    with terminated_as_exit(), warnings.catch_warnings():
         # Whoever sets -W or PYTHONWARNINGS sees all warnings as Python shows them.
         if not sys.warnoptions:
             if "--quiet" in given:
                 warnings.simplefilter("ignore")
-            warnings.showwarning = _show_warning
+            warnings.showwarning = show_warning
         try:
             code = app(args=given, prog_name="transferbench", standalone_mode=False)
             sys.stdout.flush()
         except UserError as error:
             return _bad_input(str(error))
         except _ClickException as error:
-            return _bad_input(_usage(error))
+            return _bad_input(usage_sentence(error))
         except BrokenPipeError:
             # Whoever read our output has enough; Python's own flush at exit must not complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -354,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except SystemExit as error:
             code = error.code
         if code in (130, 143):
-            _complain("interrupted; the same command continues")
+            complain("interrupted; the same command continues")
         return code if isinstance(code, int) else 0
 
 
@@ -372,46 +368,6 @@ def _print(document: dict[str, Any], lines: Sequence[str], as_json: bool, quiet:
             print(line)
 
 
-def _complain(text: str) -> None:
-    print(" ".join(text.split()), file=sys.stderr)
-
-
 def _bad_input(text: str) -> int:
-    _complain(f"error: {text}")
+    complain(f"error: {text}")
     return 2
-
-
-def _usage(error: Any) -> str:
-    """The parser's complaint in our words, with the nearest valid option."""
-    name = getattr(error, "option_name", None)
-    command = getattr(getattr(error, "ctx", None), "command", None)
-    if name and "No such option" in str(error.message) and command is not None:
-        valid = ["--help", *(opt for p in command.params for opt in p.opts if opt[:2] == "--")]
-        near = nearest(name, valid)
-        hint = f"did you mean '{near[0]}'?" if near else "valid: " + ", ".join(sorted(valid))
-        return f"unknown option '{name}'; {hint}"
-    said = str(error.format_message()).strip().rstrip(".")
-    return said[:1].lower() + said[1:]
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Show our own warnings, one line each; those of libraries are for developers."""
-    if category.__module__.startswith("transferbench."):
-        _complain(f"warning: {message}")
-
-
-@contextmanager
-def _terminated_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that what is half-done is cleaned up."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

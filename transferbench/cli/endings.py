@@ -1,0 +1,54 @@
+"""How a command ends when it does not simply finish: one line on standard error, a code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from transferbench.errors import nearest
+
+
+def complain(text: str) -> None:
+    """Print one line to standard error."""
+    print(" ".join(text.split()), file=sys.stderr)
+
+
+def usage_sentence(error: Any) -> str:
+    """The parser's complaint in our words, with the nearest valid option."""
+    name = getattr(error, "option_name", None)
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    if name and "No such option" in str(error.message) and command is not None:
+        valid = ["--help", *(opt for p in command.params for opt in p.opts if opt[:2] == "--")]
+        near = nearest(name, valid)
+        hint = f"did you mean '{near[0]}'?" if near else "valid: " + ", ".join(sorted(valid))
+        return f"unknown option '{name}'; {hint}"
+    said = str(error.format_message()).strip().rstrip(".")
+    return said[:1].lower() + said[1:]
+
+
+def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Show our own warnings, one line each; those of libraries are for developers."""
+    if category.__module__.startswith("transferbench."):
+        complain(f"warning: {message}")
+
+
+@contextmanager
+def terminated_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that what is half-done is cleaned up."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
