@@ -67,7 +67,10 @@ def recipe_values(**changes: Any) -> dict[str, Any]:
         "data": "noise",
         "epochs": 3,
         "batch_size": 8,
-        "backbone": {"name": "resnet18", "args": {"layers": [1, 1, 1, 1], "channels": [8] * 4}},
+        "backbone": {
+            "name": "resnet18",
+            "args": {"layers": [1] * 4, "channels": [8] * 4, "stem_width": 8},
+        },
         "views": [
             {"count": 2, "size": 16, "crop": {"scale": [0.3, 1.0]}, "flip": 0.5},
             {"size": 8, "crop": {"scale": [0.1, 0.3]}, "jitter": {"hue": 0.1}},
