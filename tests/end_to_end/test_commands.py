@@ -222,6 +222,17 @@ def test_what_changes_makes_a_record_stale_and_only_that_runs_again(
     assert states == {"images": "stale", "tags": "fresh"}
 
 
+def test_a_run_of_another_recipe_than_the_boards_is_evaluated_with_a_note(shell: Shell) -> None:
+    shell("pretrain --all --board mini --set epochs=2")
+    shell("evaluate --board mini --model simclr --protocol knn")
+    assert f"note: the run {RUN} comes from another recipe than the board's" in shell.err
+    shell("pretrain --all --board mini", code=2)
+    assert "epochs" in shell.err
+    shell("pretrain --all --board mini --restart")
+    shell("evaluate --board mini --model simclr --protocol knn")
+    assert "note:" not in shell.err
+
+
 def test_a_failure_is_recorded_and_run_again_on_request(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
