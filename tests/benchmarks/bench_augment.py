@@ -27,7 +27,7 @@ TENSORFLOW = JITTER | {
 PIPELINES: dict[str, list[dict[str, Any]]] = {
     "SimCLR, 2 x 32": [LARGE],
     "SimCLR, 2 x 32, with blur": [LARGE | {"blur": {"p": 0.5}}],
-    "SimCLR, 2 x 32, TensorFlow's jitter": [LARGE | {"jitter": TENSORFLOW}],
+    "SimCLR, TensorFlow's jitter": [LARGE | {"jitter": TENSORFLOW}],
     "SwAV, 2 x 32 + 6 x 16": [LARGE, SMALL],
     "supervised, padded cut and flip": [{"size": 32, "pad_crop": {}, "flip": 0.5}],
 }

@@ -62,5 +62,5 @@ def sobel(images: Tensor) -> Tensor:
 
 def sobel_magnitude(images: Tensor) -> Tensor:
     """Return the length of the Sobel gradient on three equal channels, clipped to [0, 1]."""
-    length = torch.linalg.vector_norm(sobel(images), dim=1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(sobel(images), dim=1, keepdim=True)
     return length.clamp_(0, 1).expand_as(images)

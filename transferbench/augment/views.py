@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ Operation = Callable[[Tensor, slice], Tensor]
 """Acts on some of a batch's images, (N, 3, H, W) in [0, 1], given their place in the batch."""
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """How many images a batch has, and their size in pixels."""
 
     count: int

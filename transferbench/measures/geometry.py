@@ -24,7 +24,8 @@ def _rows(features: ArrayLike, name: str = "features") -> Floats:
 
 def _unit(features: Floats) -> Floats:
     norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(norms, 1e-12)
+    unit: Floats = features / np.maximum(norms, 1e-12)
+    return unit
 
 
 def _effective_rank(weights: Floats, eps: float) -> float:
@@ -39,7 +40,7 @@ def rankme(features: ArrayLike, *, eps: float = 1e-7) -> float:
     exp(-sum p ln p) over p = singular values / their sum + eps, not centred. Without any spread
     at all (all zero) it is 0 (arXiv 2210.02885 eq. 1-2).
     """
-    values = np.linalg.svd(_rows(features), compute_uv=False)
+    values = np.asarray(np.linalg.svd(_rows(features), compute_uv=False), dtype=np.float64)
     return _effective_rank(values, eps) if values.sum() > 0 else 0.0
 
 
