@@ -30,6 +30,19 @@ def cache_folder(*parts: str) -> Path:
     return folder
 
 
+def packaged_folders(name: str) -> list[Path]:
+    """Return where `recipes` or `leaderboards` are looked for, first to last; those that exist.
+
+    Here, in the wheel (`_NAME` inside the package), beside the package in a checkout.
+    """
+    package = Path(__file__).parent
+    folders = [Path(name), package / f"_{name}"]
+    # An editable install has no copy inside the package; its folders lie beside it.
+    if (package.parent / "pyproject.toml").is_file():
+        folders.append(package.parent / name)
+    return [folder for folder in folders if folder.is_dir()]
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents.
 

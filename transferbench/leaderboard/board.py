@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from transferbench.backbones.settings import NetworkSettings
 from transferbench.errors import UserError, nearest, unknown
+from transferbench.storage import packaged_folders
 
 Seed = int
 HOME = Path("leaderboards")
@@ -151,7 +152,11 @@ def short_name(dataset: str) -> str:
 
 def board_names() -> list[str]:
     """Names of all boards at hand: those in ./leaderboards and the packaged ones, sorted."""
-    found = (file.parent.name for root in _roots() for file in root.glob("*/board.toml"))
+    found = (
+        file.parent.name
+        for root in packaged_folders("leaderboards")
+        for file in root.glob("*/board.toml")
+    )
     return sorted(set(found))
 
 
@@ -168,7 +173,7 @@ def find_board(text: str) -> Board:
         valid key), or if another board of ./leaderboards has the same name.
     """
     if re.match(SHORT_NAME, text):
-        for root in _roots():
+        for root in packaged_folders("leaderboards"):
             if (file := root / text / "board.toml").is_file():
                 return Board(text, file, read_board(file))
     path = Path(text)
@@ -206,16 +211,6 @@ def read_board(file: Path) -> BoardFile:
         return BoardFile.model_validate(data)
     except ValidationError as error:
         raise _explain(error, file) from error
-
-
-def _roots() -> list[Path]:
-    """Where boards are looked for, first to last: here, in the wheel, in the checkout."""
-    package = Path(__file__).parents[1]
-    roots = [HOME, package / "_leaderboards"]
-    # An editable install has no copy inside the package; its boards lie beside it.
-    if (package.parent / "pyproject.toml").is_file():
-        roots.append(package.parent / "leaderboards")
-    return [root for root in roots if root.is_dir()]
 
 
 _TABLES: dict[str, type[BaseModel]] = {

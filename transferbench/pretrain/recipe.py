@@ -16,14 +16,13 @@ from typing import Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-import transferbench
 from transferbench import registry
 from transferbench.augment.settings import Normalization, ViewSettings
 from transferbench.backbones.settings import NetworkSettings
 from transferbench.errors import UserError, unknown
 from transferbench.optim.settings import OptimizerSettings, ScheduleSettings
 from transferbench.pretrain.invalid import invalid
-from transferbench.storage import digest
+from transferbench.storage import digest, packaged_folders
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -242,7 +241,7 @@ def recipe_names() -> list[str]:
     """Names of all recipes at hand, e.g. "tiny/swav": `./recipes` and the packaged ones."""
     return sorted({
         path.relative_to(folder).with_suffix("").as_posix()
-        for folder in _folders()
+        for folder in packaged_folders("recipes")
         for path in folder.rglob("*.toml")
     })  # fmt: skip
 
@@ -255,7 +254,7 @@ def find_recipe(text: str) -> Path:
     UserError
         If there is none, with the nearest names.
     """
-    for folder in _folders():
+    for folder in packaged_folders("recipes"):
         named = folder / f"{text}.toml"
         if named.is_file():
             return named
@@ -265,16 +264,6 @@ def find_recipe(text: str) -> Path:
     if path.suffix == ".toml":
         raise UserError(f"there is no recipe file {text}")
     raise unknown("recipe", text, recipe_names())
-
-
-def _folders() -> list[Path]:
-    """Where recipes are looked for, first to last: here, in the wheel, in the checkout."""
-    package = Path(transferbench.__file__).parent
-    folders = [Path("recipes"), package / "_recipes"]
-    # An editable install has no copy inside the package; its recipes lie beside it.
-    if (package.parent / "pyproject.toml").is_file():
-        folders.append(package.parent / "recipes")
-    return [folder for folder in folders if folder.is_dir()]
 
 
 def _shown(path: Path) -> str:
