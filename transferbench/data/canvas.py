@@ -132,8 +132,8 @@ def _star(a: Floats, b: Floats) -> Floats:
     r = np.hypot(a, b)
     # The edge runs from the tip to the notch at half a sector.
     nx, ny = notch * np.sin(sector / 2), tip - notch * np.cos(sector / 2)
-    length = np.hypot(nx, ny)
-    return ((r * np.cos(angle) - tip) * nx + r * np.sin(angle) * ny) / length
+    along: Floats = (r * np.cos(angle) - tip) * nx + r * np.sin(angle) * ny
+    return along / np.hypot(nx, ny)
 
 
 def _cross(a: Floats, b: Floats) -> Floats:
@@ -224,7 +224,8 @@ def _blotches(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
 def _spokes(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
     a, b = a + (phases[:, 1] - 0.5) * 4, b + (phases[:, 2] - 0.5) * 4
     n = np.floor(5 + phases[:, 0] * 3)
-    return np.sin(np.arctan2(b, a) * n) * np.hypot(a, b) / n
+    wave: Floats = np.sin(np.arctan2(b, a) * n) * np.hypot(a, b) / n
+    return wave
 
 
 def _bricks(a: Floats, b: Floats, p: Floats, phases: Floats) -> Floats:
@@ -252,7 +253,8 @@ def _color(generator: Draw, lightness: Floats) -> Floats:
     count = len(lightness)
     tint = generator.uniform(-1, 1, (count, 1, 1, 3)).astype(np.float32)
     tint -= tint.mean(axis=-1, keepdims=True)
-    return np.clip(lightness[..., None] + 0.15 * tint, 0, 1)
+    color: Floats = np.clip(lightness[..., None] + 0.15 * tint, 0, 1)
+    return color
 
 
 def _two_tones(base: Floats, generator: Draw) -> tuple[Floats, Floats]:
