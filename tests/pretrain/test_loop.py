@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import transferbench.pretrain.loop as loop
 from tests.pretrain.conftest import NoiseSource, make_recipe, train
+from transferbench import registry
 from transferbench.errors import UserError
 from transferbench.methods.swav import SwAV
 from transferbench.pretrain import PretrainingFailed
@@ -61,7 +63,11 @@ class Recording(SwAV):
 
     def before_step(self, batch: Any) -> None:
         super().before_step(batch)
+        self.weight = self.projector[0].weight.detach().clone()
         self.calls.append("before_step")
+
+    def moved(self) -> bool:
+        return not torch.equal(self.weight, self.projector[0].weight)
 
     def embed(self, views: Any, batch: Any) -> Any:
         self.calls.append("embed")
@@ -72,20 +78,20 @@ class Recording(SwAV):
         return super().loss(embeddings, batch)
 
     def after_backward(self, batch: Any) -> None:
-        self.weight = self.prototypes.weight.clone()
         super().after_backward(batch)
-        self.calls.append(("after_backward", self.projector[0].weight.grad is not None))
+        has_gradient = self.projector[0].weight.grad is not None
+        self.calls.append(("after_backward", has_gradient, self.moved()))
 
     def after_step(self, embeddings: Any, batch: Any) -> None:
         super().after_step(embeddings, batch)
-        self.calls.append(("after_step", embeddings["z"].requires_grad))
+        self.calls.append(("after_step", embeddings["z"].requires_grad, self.moved()))
 
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     """A trainer of one epoch whose method records."""
-    monkeypatch.setattr(loop.registry, "load", lambda *_: Recording)
-    recipe = resolve(make_recipe(epochs=1))
+    monkeypatch.setattr(registry, "load", lambda *_: Recording)
+    recipe = resolve(make_recipe(epochs=1, schedule={"name": "constant"}))
     return Trainer(recipe, NoiseSource().load(), device="cpu")
 
 
@@ -94,7 +100,8 @@ def test_hooks_are_called_in_the_order_of_the_contract(trainer: Trainer, tmp_pat
     calls: list[Any] = trainer.method.calls  # type: ignore[assignment]
     width = trainer.method.backbone.num_features
     assert calls[0] == ("before_epoch", 0, True, (40, width), (40, 3))
-    step = ["before_step", "embed", "loss", ("after_backward", True), ("after_step", False)]
+    step = ["before_step", "embed", "loss"]
+    step += [("after_backward", True, False), ("after_step", False, True)]
     assert calls[1:] == step * 5
 
 
@@ -121,11 +128,28 @@ class Stop(Exception):
     """Stands for a kill: nothing of the trainer runs after it."""
 
 
+class Chancy(SwAV):
+    """SwAV that draws from every source of chance and changes with every epoch."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.register_buffer("epochs", torch.zeros(()))
+
+    def before_epoch(self, epoch: int, embed_all: Any) -> None:
+        self.epochs += 1 + embed_all(lambda views: views[0].mean((1, 2, 3)))[1].mean()
+
+    def embed(self, views: Any, batch: Any) -> Any:
+        noise = torch.rand(views[0].shape, generator=batch.generator) + self.epochs
+        return super().embed((views[0] + noise, F.dropout(views[1]), *views[2:]), batch)
+
+
 @pytest.mark.parametrize("at", [1, 5, 8, 12, 15])
 def test_stopped_after_any_step_and_continued_equals_uninterrupted(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps 5 and 15 end an epoch; a checkpoint is written after every step."""
+    monkeypatch.setattr(registry, "load", lambda *_: Chancy)
+    monkeypatch.setattr(loop, "feature_health", lambda _: {"spread": 0.01})
     monkeypatch.setattr(loop, "LOG_STEPS", 2)
     train(tmp_path / "straight")
 
