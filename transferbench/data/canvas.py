@@ -132,8 +132,8 @@ def _star(a: Floats, b: Floats) -> Floats:
     r = np.hypot(a, b)
     # The edge runs from the tip to the notch at half a sector.
     nx, ny = notch * np.sin(sector / 2), tip - notch * np.cos(sector / 2)
-    along: Floats = (r * np.cos(angle) - tip) * nx + r * np.sin(angle) * ny
-    return along / np.hypot(nx, ny)
+    distance: Floats = ((r * np.cos(angle) - tip) * nx + r * np.sin(angle) * ny) / np.hypot(nx, ny)
+    return distance
 
 
 def _cross(a: Floats, b: Floats) -> Floats:
