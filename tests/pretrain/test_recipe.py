@@ -63,6 +63,14 @@ SGD = {"name": "sgd", "lr": 0.1}
         ({"epochs": "10"}, "mine.toml: epochs must be a valid integer, not '10'"),
         ({"epochs": True}, "mine.toml: epochs must be a valid integer, not True"),
         ({"epochs": 0}, "mine.toml: epochs must be greater than 0, not 0"),
+        (
+            {"eval_size": 8193},
+            "mine.toml: eval_size must be less than or equal to 8192, not 8193",
+        ),
+        (
+            {"image_size": 10**9},
+            "mine.toml: image_size must be less than or equal to 8192, not 1000000000",
+        ),
         ({"seed": -1}, "mine.toml: seed must be greater than or equal to 0, not -1"),
         (
             {"precision": "bfloat"},

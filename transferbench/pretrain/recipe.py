@@ -26,6 +26,9 @@ from transferbench.storage import digest, packaged_folders
 
 Precision = Literal["float32", "bfloat16"]
 
+LARGEST_SIDE = 8192
+"""Pixels; an exported backbone's input can be no larger."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,8 +96,8 @@ class Recipe(_Strict):
     batch_size: int = Field(gt=0)
     seed: int = Field(default=0, ge=0, lt=2**32)
     precision: Precision = "float32"
-    image_size: int | None = Field(default=None, gt=0)
-    eval_size: int | None = Field(default=None, gt=0)
+    image_size: int | None = Field(default=None, gt=0, le=LARGEST_SIDE)
+    eval_size: int | None = Field(default=None, gt=0, le=LARGEST_SIDE)
     normalization: Normalization = Normalization()
     backbone: NetworkSettings
     views: tuple[ViewSettings, ...] = Field(min_length=1)
