@@ -93,6 +93,31 @@ def test_a_wrong_key_type_or_range_is_one_line(changes: dict[str, Any], said: st
     assert refusal(changes).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"optimizer": {"name": "sgd"}},
+            "mine.toml: optimizer: give exactly one of 'lr' (as is) and 'base_lr' (per 256 images)",
+        ),
+        (
+            {"normalization": "imagnet"},
+            "mine.toml: normalization: no normalization 'imagnet'; valid: imagenet, cifar, none",
+        ),
+        (
+            {"views": [{"size": 16, "crop": {"scale": [0.5, 0.1]}}]},
+            "mine.toml: views.0.crop: scale must be [smallest, largest], not [0.5, 0.1]",
+        ),
+        (
+            {"optimizer": {**SGD, "group": [{"name": "weights", "lr": 1, "base_lr": 1}]}},
+            "mine.toml: optimizer.group.0: group 'weights': give 'lr' or 'base_lr', not both",
+        ),
+    ],
+)
+def test_a_rule_between_keys_is_told_in_its_own_words(changes: dict[str, Any], said: str) -> None:
+    assert refusal(changes) == said
+
+
 def test_a_misspelt_key_is_told_before_the_key_that_it_makes_missing() -> None:
     values = recipe_values()
     values["batchsize"] = values.pop("batch_size")

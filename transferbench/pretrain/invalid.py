@@ -41,12 +41,13 @@ def invalid(
         return UserError(f"{where}: unknown key '{key}'; {hint}")
     if problem["type"] == "missing":
         return UserError(f"{where}: the key '{key}' is missing")
-    said = problem["msg"].removeprefix("Value error, ")
-    if not path:
-        return UserError(f"{where}: {said}")
+    if problem["type"] == "value_error":
+        # A rule of our own, whose sentence is whole.
+        said = problem["msg"].removeprefix("Value error, ")
+        return UserError(f"{where}: {key}: {said}" if key else f"{where}: {said}")
     given = problem["input"]
     shown = "" if isinstance(given, dict | list) else f", not {given!r}"
-    said = said.removeprefix("Input should be ")
+    said = problem["msg"].removeprefix("Input should be ")
     if said == problem["msg"]:
         return UserError(f"{where}: {key}: {said}")
     if isinstance(given, str) and (near := nearest(given, _choices(problem))):
