@@ -112,6 +112,22 @@ def test_a_wrong_key_type_or_range_is_one_line(changes: dict[str, Any], said: st
             {"optimizer": {**SGD, "group": [{"name": "weights", "lr": 1, "base_lr": 1}]}},
             "mine.toml: optimizer.group.0: group 'weights': give 'lr' or 'base_lr', not both",
         ),
+        (
+            {"schedule": {"warmup_epochs": 3.5}},
+            "mine.toml: schedule.warmup_epochs (3.5) must not exceed the schedule's number of "
+            "epochs (3)",
+        ),
+        (
+            {
+                "schedule": {"warmup_epochs": 3},
+                "phases": [
+                    {"from_epoch": 1, "lr": 0.5},
+                    {"from_epoch": 2, "schedule": {"name": "swav", "warmup_epochs": 2}},
+                ],
+            },
+            "mine.toml: phases.1.schedule.warmup_epochs (2) must not exceed the schedule's "
+            "number of epochs (1)",
+        ),
     ],
 )
 def test_a_rule_between_keys_is_told_in_its_own_words(changes: dict[str, Any], said: str) -> None:
@@ -127,6 +143,16 @@ def test_a_misspelt_key_is_told_before_the_key_that_it_makes_missing() -> None:
 
 def test_whole_numbers_serve_where_fractions_are_meant() -> None:
     assert make_recipe(optimizer={"name": "sgd", "lr": 1}).optimizer.lr == 1.0
+
+
+def test_a_warmup_may_last_the_whole_run() -> None:
+    assert make_recipe(epochs=1).schedule.warmup_epochs == 1
+    assert make_recipe(epochs=1, schedule={"name": "epoch-cosine"}).epochs == 1
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("tiny/")])
+def test_a_tiny_recipe_can_be_tried_for_one_epoch(name: str) -> None:
+    assert load_recipe(name, overrides=["epochs=1"]).epochs == 1
 
 
 def test_overrides_reach_tables_lists_and_new_keys(file: Path) -> None:

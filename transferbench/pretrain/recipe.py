@@ -116,6 +116,22 @@ class Recipe(_Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _warmup_in_time(self) -> Self:
+        stops = [*(phase.from_epoch for phase in self.phases[1:]), self.epochs]
+        spans = [("schedule", self.schedule, self.epochs)] + [
+            (f"phases.{number}.schedule", phase.schedule, stop - phase.from_epoch)
+            for number, (phase, stop) in enumerate(zip(self.phases, stops, strict=False))
+            if phase.schedule is not None
+        ]
+        for where, schedule, epochs in spans:
+            if (schedule.warmup_epochs or 0) > epochs:
+                raise ValueError(
+                    f"{where}.warmup_epochs ({schedule.warmup_epochs:g}) must not exceed the "
+                    f"schedule's number of epochs ({epochs})"
+                )
+        return self
+
     @property
     def largest_view(self) -> int:
         """Side of the largest view in pixels."""
