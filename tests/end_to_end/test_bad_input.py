@@ -66,7 +66,10 @@ def _refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> 
         ("pretrain --recipe mini.toml --set optimizer.lrr=1", "did you mean 'lr'"),
         ("pretrain --recipe mini.toml --set views.0.crp=1", "did you mean 'crop'"),
         ("pretrain --recipe mini.toml --set settings.temprature=1", "did you mean 'temperature'?"),
-        ("pretrain --recipe mini.toml --set settings.temperature=0", "temperature"),
+        (
+            "pretrain --recipe mini.toml --set settings.temperature=0",
+            "mini.toml --set settings.temperature=0: settings.temperature must be greater than 0",
+        ),
         ("pretrain --recipe mini.toml --set optimizer.name=sdg", "sgd"),
         ("pretrain --recipe mini.toml --set backbone.name=resnet10tt", "resnet10t"),
         ("pretrain --recipe mini.toml --set batch_size=1000", "24"),

@@ -238,9 +238,9 @@ def test_resolving_fills_every_default_and_names_a_wrong_setting() -> None:
     assert recipe.eval_size == 16
     assert resolve(recipe) == recipe
     with pytest.raises(UserError, match=r"'settings.prototype'; did you mean 'prototypes'"):
-        resolve(make_recipe(settings={"prototype": 4}), "mine.toml")
-    with pytest.raises(UserError, match=r"^mine.toml: settings.prototypes must be"):
-        resolve(make_recipe(settings={"prototypes": "many"}), "mine.toml")
+        resolve(make_recipe(settings={"prototype": 4}))
+    with pytest.raises(UserError, match=r"^test.toml: settings.prototypes must be"):
+        resolve(make_recipe(settings={"prototypes": "many"}))
 
 
 @pytest.mark.parametrize("name", recipe_names())

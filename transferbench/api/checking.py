@@ -119,7 +119,7 @@ def _data(folder: Path, skip_corrupt: int, progress: Progress) -> list[str]:
 def _recipe(text: str) -> list[str]:
     from transferbench.pretrain.recipe import load_recipe, resolve
 
-    recipe = resolve(load_recipe(text), text)
+    recipe = resolve(load_recipe(text))
     views = ", ".join(f"{view.count} of {view.size} px" for view in recipe.views)
     return [
         f"{text} pretrains {recipe.backbone.name} (stem {recipe.backbone.stem}) with "

@@ -9,12 +9,20 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from transferbench import registry
 from transferbench.augment.settings import Normalization, ViewSettings
@@ -53,6 +61,13 @@ class PhaseSettings(_Strict):
     views: tuple[ViewSettings, ...] | None = Field(default=None, min_length=1)
     schedule: ScheduleSettings | None = None
     lr: float | None = Field(default=None, gt=0)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a recipe was read: for messages alone, hence equal to every other origin."""
+
+    text: str = field(default="the recipe", compare=False)
 
 
 class Recipe(_Strict):
@@ -105,6 +120,7 @@ class Recipe(_Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
     optimizer: OptimizerSettings
     schedule: ScheduleSettings = ScheduleSettings()
+    _origin: _Origin = PrivateAttr(default=_Origin())
 
     @model_validator(mode="after")
     def _phases_in_order(self) -> Self:
@@ -131,6 +147,11 @@ class Recipe(_Strict):
                     f"schedule's number of epochs ({epochs})"
                 )
         return self
+
+    @property
+    def where(self) -> str:
+        """The file it was read from, with the changes made to it, as messages name it."""
+        return self._origin.text
 
     @property
     def largest_view(self) -> int:
@@ -180,10 +201,11 @@ def parse_recipe(data: dict[str, Any], where: str) -> Recipe:
         raise invalid(error, Recipe, where) from None
     if recipe.method not in registry.names("methods"):
         raise unknown("method", recipe.method, registry.names("methods"), where)
+    recipe._origin = _Origin(where)
     return recipe
 
 
-def resolve(recipe: Recipe, where: str = "the recipe") -> Recipe:
+def resolve(recipe: Recipe) -> Recipe:
     """Fill in every default, the method's own included. Imports the method, hence torch.
 
     Raises
@@ -195,7 +217,7 @@ def resolve(recipe: Recipe, where: str = "the recipe") -> Recipe:
     try:
         settings = schema.model_validate(_tupled(recipe.settings), strict=True)
     except ValidationError as error:
-        raise invalid(error, schema, where, "settings") from None
+        raise invalid(error, schema, recipe.where, "settings") from None
     full = settings.model_dump(mode="json", exclude_none=True)
     return recipe.model_copy(
         update={"settings": _tupled(full), "eval_size": recipe.evaluation_size}
