@@ -48,7 +48,13 @@ class FakeReference:
         self.loads.append(device)
         if self.load_error is not None:
             raise self.load_error
-        return self.name
+        return FakeBackbone(self.name, self.digest)
+
+
+@dataclass
+class FakeBackbone:
+    name: str
+    digest: str
 
 
 @dataclass
@@ -65,17 +71,21 @@ class FakeSplit:
 class FakeDataset:
     name: str
     splits: dict[str, FakeSplit]
+    fingerprint: str
 
 
 @dataclass
 class FakeSource:
     name: str
     card: Card
-    fingerprint: str = "f"
+    fingerprint: str = ""
     error: Exception | None = None
     loads: int = 0
     skipped: int = 0
     kind: str = "embedded"
+
+    def __post_init__(self) -> None:
+        self.fingerprint = self.fingerprint or f"f-{self.name}"
 
     def identity(self) -> str:
         return self.fingerprint
@@ -84,7 +94,9 @@ class FakeSource:
         self.loads += 1
         if self.error is not None:
             raise self.error
-        return FakeDataset(self.name, {"test": FakeSplit("test", skipped=self.skipped)})
+        return FakeDataset(
+            self.name, {"test": FakeSplit("test", skipped=self.skipped)}, self.fingerprint
+        )
 
 
 class FakeParameters(Parameters):
@@ -93,9 +105,9 @@ class FakeParameters(Parameters):
 
 @dataclass
 class FakeProtocol:
-    """Gives `value`, or raises it; applies to single-label sets."""
+    """Gives `value`, raises it or asks it; applies to single-label sets."""
 
-    value: float | Exception = 0.5
+    value: float | Exception | Callable[[Any, Any], float] = 0.5
     version: int = 1
     calls: list[tuple[str, str, int]] = field(default_factory=list)
     during: Callable[[], None] = lambda: None
@@ -108,8 +120,10 @@ class FakeProtocol:
     def run(
         self, backbone: Any, dataset: Any, parameters: Any, *, seed: int, **options: Any
     ) -> Outcome:
-        self.calls.append((backbone, dataset.name, seed))
+        self.calls.append((backbone.name, dataset.name, seed))
         self.during()
+        if callable(self.value):
+            return Outcome("top1", self.value(backbone, dataset), 0.01, 5)
         if isinstance(self.value, Exception):
             raise self.value
         return Outcome(

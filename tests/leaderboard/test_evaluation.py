@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.end_to_end.mini import make_images
 from tests.leaderboard.conftest import (
+    FakeDataset,
     FakeProtocol,
     FakeReference,
     FakeSource,
@@ -20,7 +22,7 @@ from tests.leaderboard.conftest import (
 from transferbench.errors import NotAtHand, UserError
 from transferbench.leaderboard import evaluation
 from transferbench.leaderboard.evaluation import Session, Strictness, check_writable
-from transferbench.leaderboard.jobs import Column
+from transferbench.leaderboard.jobs import Column, columns
 from transferbench.leaderboard.record import read, write
 
 
@@ -54,17 +56,17 @@ def test_each_record_is_there_before_the_next_job_begins(here: Path) -> None:
 
 
 def test_models_and_sets_are_loaded_once(here: Path) -> None:
-    references = [FakeReference("a"), FakeReference("b")]
-    columns = [make_column("x"), make_column("y")]
+    references = [FakeReference("a", "da"), FakeReference("b", "db")]
+    sets = [make_column("x"), make_column("y")]
     jobs = make_jobs(
         [make_entrant(r.name, r) for r in references],
-        columns,
+        sets,
         [make_task("linear"), make_task("knn")],
         [0],
     )
     Session("cpu").run(jobs)
     assert [len(r.loads) for r in references] == [1, 1]
-    assert [c.source.loads for c in columns] == [1, 1]  # type: ignore[union-attr]
+    assert [c.source.loads for c in sets] == [1, 1]  # type: ignore[union-attr]
 
 
 def test_a_job_that_raises_becomes_a_failed_record_and_the_rest_runs(here: Path) -> None:
@@ -102,18 +104,22 @@ def test_bad_input_fails_its_jobs_once_loaded_or_is_raised_where_named(here: Pat
     card = make_card("x")
     source = FakeSource("x", card, error=UserError("x/3.png is corrupt"))
     column = Column("x", source, card, "f")  # type: ignore[arg-type]
+    good = make_column("y")
     models = [make_entrant("a"), make_entrant("b")]
-    jobs = make_jobs(models, [column], [make_task()], [0])
+    protocol = FakeProtocol()
+    jobs = make_jobs(models, [good, column], [make_task("linear", protocol)], [0])
     begun: list[int] = []
     strict = Session("cpu", strict=Strictness(data=True), before_record=lambda: begun.append(1))
     with pytest.raises(UserError, match="corrupt"):
         strict.run(jobs)
     assert list(here.iterdir()) == []
     assert begun == []
-    done = Session("cpu", strict=Strictness(model=True)).run(jobs)
-    assert [job.reason for job in done] == ["x/3.png is corrupt"] * 2
+    assert protocol.calls == []
+    done = Session("cpu", strict=Strictness(model=True), load_ahead=True).run(jobs)
+    assert [job.state for job in done] == ["fresh", "failed"] * 2
+    assert [job.reason for job in done] == ["", "x/3.png is corrupt"] * 2
     assert source.loads == 2
-    record = read(done[0].path).record
+    record = read(done[1].path).record
     assert record is not None
     assert record.details == {"error": "x/3.png is corrupt"}
 
@@ -131,6 +137,95 @@ def test_a_model_that_does_not_load(here: Path, strict: bool) -> None:
     else:
         assert [job.state for job in session.run(jobs)] == ["failed", "failed"]
         assert len(reference.loads) == 1
+
+
+def test_two_sets_of_one_short_name_have_each_its_own_number(here: Path) -> None:
+    """As on the local board: the second takes the first's place, with its own key and number."""
+    values = {"one": 0.25, "two": 0.75}
+    task = make_task("linear", FakeProtocol(lambda _, dataset: values[dataset.fingerprint]))
+    twins = [make_column("x", fingerprint=name) for name in values]
+    jobs = make_jobs([make_entrant("a")], twins, [task], [0])
+    done = Session("cpu").run(jobs)
+    assert [job.record and job.record.value for job in done] == [0.25, 0.75]
+    assert [job.record and job.record.job.dataset.fingerprint for job in done] == ["one", "two"]
+
+
+def test_two_models_of_one_short_name_have_each_its_own_number(here: Path) -> None:
+    values = {"one": 0.25, "two": 0.75}
+    task = make_task("linear", FakeProtocol(lambda backbone, _: values[backbone.digest]))
+    twins = [make_entrant("a", FakeReference("a", name)) for name in values]
+    done = Session("cpu").run(make_jobs(twins, [make_column("x")], [task], [0]))
+    assert [job.record and job.record.value for job in done] == [0.25, 0.75]
+
+
+def test_what_changes_between_planning_and_loading_fails_its_jobs(here: Path) -> None:
+    reference = FakeReference("a", digest="before")
+    sets = [make_column("x"), make_column("y")]
+    jobs = make_jobs([make_entrant("a", reference)], sets, [make_task()], [0])
+    source = sets[0].source
+    assert source is not None
+    source.fingerprint = "after"  # type: ignore[attr-defined]
+    changed, fine = Session("cpu", strict=Strictness(model=True)).run(jobs)
+    assert (changed.state, fine.state) == ("failed", "fresh")
+    assert changed.reason == "the data set 'x' changed while the evaluation ran; run again"
+    reference.digest = "after"
+    jobs = make_jobs([make_entrant("b", reference)], [sets[1]], [make_task()], [0])
+    reference.digest = "later"
+    (changed,) = Session("cpu").run(jobs)
+    assert changed.reason == "the model 'b' changed while the evaluation ran; run again"
+
+
+def test_a_folder_that_changes_after_planning_is_noticed(here: Path, fresh_cache: Path) -> None:
+    """A source remembers its files' content; what is loaded is looked at anew."""
+    folder = make_images(here / "images", train=3, test=2)
+    jobs = make_jobs([make_entrant("a")], columns(["folder:images"], None), [make_task()], [0])
+    next((folder / "test").rglob("*.png")).unlink()
+    (done,) = Session("cpu").run(jobs)
+    assert done.reason == "the data set 'images' changed while the evaluation ran; run again"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_set_that_a_protocol_refuses_stops_nothing_but_its_job(here: Path, named: bool) -> None:
+    def value(_: object, dataset: FakeDataset) -> float:
+        if dataset.name == "small":
+            raise UserError("the set has fewer images than k")
+        return 0.5
+
+    task = make_task("linear", FakeProtocol(value))
+    sets = [make_column("small"), make_column("x")]
+    jobs = make_jobs([make_entrant("a")], sets, [task], [0])
+    session = Session("cpu", strict=Strictness(model=True), load_ahead=named)
+    assert [job.state for job in session.run(jobs)] == ["failed", "fresh"]
+    alone = make_jobs([make_entrant("b")], sets[:1], [task], [0])
+    if named:
+        with pytest.raises(UserError, match="fewer images"):
+            Session("cpu", strict=Strictness(data=True)).run(alone)
+        assert not alone[0].path.exists()
+    else:
+        assert [job.state for job in Session("cpu").run(alone)] == ["failed"]
+
+
+def test_what_was_loaded_ahead_counts_as_time_of_the_first_job(here: Path) -> None:
+    column = make_column("x")
+    jobs = make_jobs([make_entrant("a")], [column], [make_task("l"), make_task("k")], [0])
+    session = Session("cpu", load_ahead=True)
+    load = column.source.load  # type: ignore[union-attr]
+    clock = iter(range(0, 10_000, 1))
+
+    def slow(**options: object) -> object:
+        for _ in range(100):
+            next(clock)
+        return load(**options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(column.source, "load", slow)
+        patch.setattr(evaluation.time, "monotonic", lambda: float(next(clock)))
+        first, second = session.run(jobs)
+    assert first.record is not None
+    assert second.record is not None
+    assert first.record.cost.seconds["load_data"] >= 100
+    assert first.record.cost.seconds["total"] >= 100
+    assert second.record.cost.seconds["total"] < 100
 
 
 def test_what_vanishes_after_planning_is_missing_not_failed(here: Path) -> None:

@@ -19,6 +19,7 @@ from transferbench.leaderboard.jobs import Job
 from transferbench.leaderboard.portable import portable
 from transferbench.leaderboard.record import (
     Cost,
+    JobDescription,
     MadeWith,
     Record,
     failure,
@@ -37,7 +38,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Strictness:
-    """What a user named alone, so that bad input there is an error at once, not a failed job."""
+    """What a user named alone, so that bad input there is an error at once, not a failed job.
+
+    Attributes
+    ----------
+    model, data : bool
+        The one model, the one data set was named.
+    """
 
     model: bool = False
     data: bool = False
@@ -57,6 +64,8 @@ class Session:
         Written into records; without absolute paths.
     strict : Strictness
         Where bad input is raised.
+    load_ahead : bool
+        Load, and so check, all data sets before the first job.
     progress : Progress
         Shows jobs, extraction and fits.
     before_record : callable
@@ -67,18 +76,23 @@ class Session:
     skip_corrupt: int = 0
     command: str = ""
     strict: Strictness = Strictness()
+    load_ahead: bool = False
     progress: Progress = SILENT
     before_record: Callable[[], object] = lambda: None
     _begun: bool = field(default=False, init=False)
     # What could not be loaded is remembered too: its error serves all jobs that need it.
-    _model: tuple[tuple[str, int], Backbone | UserError] | None = field(default=None, init=False)
+    # Both are kept by content: two models or sets of one short name are not one.
+    _model: tuple[str, Backbone | UserError] | None = field(default=None, init=False)
     _data: dict[str, Dataset | UserError] = field(default_factory=dict, init=False)
+    _ahead: dict[str, float] = field(default_factory=dict, init=False)
+    _single: bool = field(default=False, init=False)
 
     def run(self, jobs: Sequence[Job]) -> list[Job]:
         """Run jobs in order and return them with their new states.
 
         A job that another process has finished meanwhile is left as it is. A job that raises
-        becomes a failed record, unless that would replace a number, and the rest runs.
+        becomes a failed record, unless that would replace a number, and the rest runs; so does
+        one whose model or data are no longer those that its key was made from.
 
         Raises
         ------
@@ -88,6 +102,9 @@ class Session:
         """
         for job in jobs:
             check_writable(job.path.parent)
+        self._single = len(jobs) == 1
+        if self.load_ahead or self.strict.data:
+            self._look_ahead(jobs)
         done = []
         with self.progress.task("jobs", len(jobs), "jobs") as bar:
             for job in jobs:
@@ -100,14 +117,16 @@ class Session:
         now = job.look_again()
         if now.description is None or now.state in ("fresh", "unreadable"):
             return now
-        started = time.monotonic()
-        phases: dict[str, float] = {}
+        # What was loaded ahead counts as the time of the first job that needs it.
+        phases = {"load_data": self._ahead.pop(now.description.dataset.fingerprint, 0.0)}
+        started = time.monotonic() - phases["load_data"]
         try:
-            with _refusing(self.strict.data), _timed(phases, "load_data"):
-                dataset = self._dataset(job)
-            with _refusing(self.strict.model):
-                with _timed(phases, "load_model"):
-                    backbone = self._backbone(job)
+            with _refusing(self.strict.model), _timed(phases, "load_model"):
+                backbone = self._backbone(job, now.description)
+            with _timed(phases, "load_data"):
+                dataset = self._dataset(job, now.description)
+            _check_unchanged(now.description, backbone, dataset)
+            with _refusing(self._single and (self.strict.model or self.strict.data)):
                 outcome = job.task.protocol.run(
                     backbone,
                     dataset,
@@ -144,23 +163,35 @@ class Session:
             self._begun = True
         return write(path, record)
 
-    def _dataset(self, job: Job) -> Dataset:
-        name = job.column.name
-        if name not in self._data:
-            assert job.column.source is not None
+    def _look_ahead(self, jobs: Sequence[Job]) -> None:
+        """Load all data sets; what is wrong with one is raised where strict, else remembered."""
+        for job in jobs:
+            if job.description is None or job.description.dataset.fingerprint in self._data:
+                continue
+            started = time.monotonic()
             try:
-                self._data[name] = job.column.source.load(
+                self._dataset(job, job.description)
+            except UserError:
+                if self.strict.data:
+                    raise
+            self._ahead[job.description.dataset.fingerprint] = time.monotonic() - started
+
+    def _dataset(self, job: Job, description: JobDescription) -> Dataset:
+        key = description.dataset.fingerprint
+        if key not in self._data:
+            try:
+                self._data[key] = job.column.look_again().load(
                     skip_corrupt=self.skip_corrupt, progress=self.progress
                 )
             except UserError as error:
-                self._data[name] = error
-        loaded = self._data[name]
+                self._data[key] = error
+        loaded = self._data[key]
         if isinstance(loaded, UserError):
             raise loaded
         return loaded
 
-    def _backbone(self, job: Job) -> Backbone:
-        key = (job.entrant.name, job.seed)
+    def _backbone(self, job: Job, description: JobDescription) -> Backbone:
+        key = digest(description.model.identity)
         if self._model is None or self._model[0] != key:
             self._model = None  # frees the last one before the next is built
             try:
@@ -194,7 +225,8 @@ class Session:
         )
         written = self._write(job.path, record)
         kept = "" if written else "; the number measured before is kept"
-        self.progress.say(f"{job.title}: failed: {record.details['error']}{kept}")
+        # Why is told at the end, once for all jobs that failed alike.
+        self.progress.say(f"{job.title}: failed{kept}")
         after = job.look_again()
         # The failure is told even where a number that was measured before keeps its place.
         return replace(after, failed_now=True, reason=str(record.details["error"]))
@@ -243,6 +275,23 @@ def keep_predictions(outcome: Outcome) -> str | None:
     return name
 
 
+def _check_unchanged(job: JobDescription, backbone: Backbone, dataset: Dataset) -> None:
+    """Check that what was loaded is what the job's key was made from.
+
+    Raises
+    ------
+    UserError
+        If a file was replaced since the jobs were planned.
+    """
+    if backbone.digest != job.model.identity.get("digest"):
+        changed = f"the model '{job.model.name}'"
+    elif dataset.fingerprint != job.dataset.fingerprint:
+        changed = f"the data set '{job.dataset.name}'"
+    else:
+        return
+    raise UserError(f"{changed} changed while the evaluation ran; run again")
+
+
 @contextmanager
 def _refusing(strict: bool) -> Iterator[None]:
     """Where strict, take a user's error past the net."""
@@ -258,7 +307,7 @@ def _refusing(strict: bool) -> Iterator[None]:
 def _timed(phases: dict[str, float], phase: str) -> Iterator[None]:
     started = time.monotonic()
     yield
-    phases[phase] = time.monotonic() - started
+    phases[phase] = phases.get(phase, 0.0) + time.monotonic() - started
 
 
 def _peak_memory(device: str) -> float:

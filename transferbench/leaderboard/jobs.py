@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ class Column:
         Empty if the set is not at hand.
     reason, command : str
         Why, and the command that fetches it (empty if there is none).
+    find : callable or None
+        Finds the source anew; a source remembers what it read of its files.
     """
 
     name: str
@@ -67,6 +70,13 @@ class Column:
     fingerprint: str = ""
     reason: str = ""
     command: str = ""
+    find: Callable[[], Source] | None = None
+
+    def look_again(self) -> Source:
+        """Return the source as the files are by now."""
+        found = self.find() if self.find is not None else self.source
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True)
@@ -211,7 +221,8 @@ def columns(
             fingerprint = source.identity()
             if "test" not in card.counts:
                 raise UserError(f"the data set '{text}' has no test split to evaluate on")
-            found.append(Column(name, source, card, fingerprint))
+            find = partial(find_source, text, data_root=data_root)
+            found.append(Column(name, source, card, fingerprint, find=find))
         except UserError as error:
             if strict or (known and source is None and not isinstance(error, NotAtHand)):
                 raise
