@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.leaderboard.conftest import make_job_description, make_record
 from transferbench.errors import UserError
 from transferbench.leaderboard.board import board_names, find_board, short_name
 from transferbench.leaderboard.local import (
     existing_board,
     extended,
+    held_by_other,
     local_board,
     row_name,
     save_extended,
 )
+from transferbench.leaderboard.record import record_path, write
 
 GOOD = """
 title = "Mine"
@@ -89,7 +92,7 @@ def test_two_boards_of_one_name_do_not_share_records(here: Path) -> None:
         ('reference = "timm', 'refrence = "timm', "'models.1.refrence'; did you mean 'reference'?"),
         ("parameters = {", "params = {", "'protocols.0.params'; did you mean 'parameters'?"),
         ("stem = ", "stemm = ", "'models.2.backbone.stemm'; did you mean 'stem'?"),
-        ("seeds = [0, 1]", "seeds = []", "seeds"),
+        ("seeds = [0, 1]", "seeds = []", "seeds must not be empty"),
         ("seeds = [0, 1]", 'seeds = "x"', "seeds must be a valid tuple, not 'x'"),
         ("seeds = [0, 1]", "seeds = [-1]", "negative"),
         ('name = "swav"', 'name = "../swav"', "models.0.name must be letters"),
@@ -155,6 +158,20 @@ def test_the_local_board_grows_and_forgets_a_run_that_was_made_anew(here: Path) 
     assert content.datasets == ("digits", "folder:x/flowers")
     assert [p.name for p in content.protocols] == ["knn", "linear"]
     assert content.seeds == (0, 3)
+
+
+def test_a_column_belongs_to_the_data_whose_numbers_it_holds(here: Path) -> None:
+    save_extended(models=[("a", "run:a")], datasets=["folder:a/x"], protocols=["knn"], seeds=[0])
+    board = local_board()
+    assert held_by_other(board, "folder:b/x", "new") == ""
+    record = make_record(0.5, make_job_description(dataset="x"))
+    write(record_path(board.folder, "a", "x", "knn", 0), record)
+    told = held_by_other(board, "folder:b/x", "new")
+    assert "the column 'x' of the board 'local' holds numbers of other data" in told
+    assert "'folder:a/x'" in told
+    assert held_by_other(board, "folder:a/x", "new") == ""
+    assert held_by_other(board, "folder:moved/x", record.job.dataset.fingerprint) == ""
+    assert held_by_other(board, "digits", "new") == ""
 
 
 def test_extending_in_memory_writes_nothing(here: Path) -> None:

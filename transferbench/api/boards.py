@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,7 +34,14 @@ from transferbench.leaderboard.jobs import (
     tasks,
     to_run,
 )
-from transferbench.leaderboard.local import existing_board, extended, local_board, save_extended
+from transferbench.leaderboard.local import (
+    existing_board,
+    extended,
+    held_by_other,
+    local_board,
+    refuse_equal_names,
+    save_extended,
+)
 from transferbench.leaderboard.portable import command_line
 from transferbench.progress import Progress
 
@@ -73,12 +80,15 @@ class Evaluation:
         All of them, those that were fresh before included.
     ran, todo : int
         How many were run, and how many were to be run.
+    none : str
+        Why there is no job at all.
     """
 
     board: str
     jobs: list[Job]
     ran: int
     todo: int
+    none: str = ""
 
     def plain(self) -> dict[str, Any]:
         """The jobs as JSON values, as `evaluate --json` prints them."""
@@ -138,8 +148,8 @@ def evaluate_board(
     Raises
     ------
     UserError
-        On bad input. Nothing is written if it concerns the names, or the one model or the data
-        sets that were named; otherwise it becomes the failure of the jobs it concerns.
+        On bad input. Nothing is written if it concerns the names, or the one model or the one
+        data set that was named; otherwise it becomes the failure of the jobs it concerns.
     """
     check_device(device)
     progress = progress or Progress()
@@ -152,11 +162,13 @@ def evaluate_board(
             progress.say(f"note: the run {folder} comes from another recipe than the board's")
     named_models = board is None and bool(models)
     jobs = grid.jobs(strict=named_models)
+    none = "" if jobs else _why_none(grid)
     if part is not None:
         jobs = shard(jobs, part)
+        none = none or f"the part {part} has no job"
     todo = to_run(jobs, retry_failed=retry_failed)
     if dry_run:
-        return Evaluation(grid.board.name, jobs, 0, len(todo))
+        return Evaluation(grid.board.name, jobs, 0, len(todo), none)
     if todo:
         check_writable(grid.board.folder)
         session = Session(
@@ -164,8 +176,10 @@ def evaluate_board(
             skip_corrupt=skip_corrupt,
             command=command_line(),
             strict=Strictness(
-                model=named_models and len(models) == 1, data=board is None and bool(datasets)
+                model=named_models and len(models) == 1,
+                data=board is None and len(grid.columns) == len(set(datasets)) == 1,
             ),
+            load_ahead=bool(datasets),
             progress=progress,
             before_record=save,
         )
@@ -173,7 +187,7 @@ def evaluate_board(
         jobs = [done.get(id(job), job) for job in jobs]
     elif any(job.record for job in jobs):
         save()
-    return Evaluation(grid.board.name, jobs, len(todo), len(todo))
+    return Evaluation(grid.board.name, jobs, len(todo), len(todo), none)
 
 
 @dataclass(frozen=True)
@@ -295,12 +309,21 @@ def _local_grid(
     # The board file is the user's to edit: a protocol there may have parameters.
     there = [entry.name for entry in local_board().content.protocols]
     for protocol in protocols:
-        if protocol not in (valid := [*registry.names("protocols"), *there]):
+        if protocol not in (valid := {*registry.names("protocols"), *there}):
             raise unknown("protocol", protocol, valid)
     chosen = list(dict.fromkeys(protocols or PROTOCOLS))
     sets = list(dict.fromkeys(datasets)) or _sets_at_hand(root)
+    refuse_equal_names("data sets", [(short_name(text), text) for text in sets])
     found = columns(sets, root, strict=bool(datasets))
+    before = local_board()
+    for place, (text, column) in enumerate(zip(list(sets), found, strict=True)):
+        if column.fingerprint and (other := held_by_other(before, text, column.fingerprint)):
+            if datasets:
+                raise UserError(other)
+            sets.remove(text)
+            found[place] = replace(column, fingerprint="", reason=other)
     rows = list(dict.fromkeys(named(text) for text in models)) if models else finished_runs(runs)
+    refuse_equal_names("models", rows)
     numbers = sorted(set(seeds)) or [0]
 
     def save() -> None:
@@ -310,6 +333,18 @@ def _local_grid(
     entrants = [reference_entrant(name, text) for name, text in rows]
     entries = [entry for entry in board.content.protocols if entry.name in chosen]
     return Grid(board, entrants, found, tasks(entries, str(board)), numbers), save
+
+
+def _why_none(grid: Grid) -> str:
+    """Why a grid has no job."""
+    if not grid.entrants:
+        return "no model takes part; `transferbench pretrain --method NAME` makes one"
+    if not grid.columns or not grid.tasks:
+        return f"no {'protocol' if grid.columns else 'data set'} takes part"
+    protocols = " and ".join(task.name for task in grid.tasks)
+    sets = ", ".join(column.name for column in grid.columns)
+    verb = "does" if len(grid.tasks) == 1 else "do"
+    return f"{protocols} {verb} not apply to {sets}"
 
 
 def _known_columns(sets: Sequence[str], root: Path | None) -> list[Column]:

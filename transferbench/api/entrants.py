@@ -17,6 +17,7 @@ from transferbench.leaderboard.jobs import Entrant
 from transferbench.leaderboard.local import row_name
 from transferbench.pretrain.recipe import Recipe, load_recipe
 from transferbench.pretrain.run import finished_run, list_runs, run_folder
+from transferbench.storage import digest
 
 if TYPE_CHECKING:
     from transferbench.backbones.backbone import Backbone
@@ -102,14 +103,19 @@ def finished_runs(runs: Path) -> list[tuple[str, str]]:
 
     One whose files were damaged since stays, under its folder's name, for its jobs to tell.
     """
-    found = []
+    found: dict[str, str] = {}
     for run in list_runs(runs):
-        if run.state == "finished":
-            try:
-                found.append(named(run.reference))
-            except UserError:
-                found.append((row_name(run.folder.name), run.reference))
-    return found
+        if run.state != "finished":
+            continue
+        try:
+            # A copy of a run has its name, which ends in the digest, and is the same model.
+            found.setdefault(*named(run.reference))
+        except UserError:
+            # Two damaged ones may lie in folders of one name.
+            name = row_name(run.folder.name)
+            apart = name if name not in found else f"{name}-{digest(run.reference)[:8]}"
+            found[apart] = run.reference
+    return list(found.items())
 
 
 def named(text: str) -> tuple[str, str]:

@@ -38,9 +38,7 @@ def evaluation_lines(evaluation: Evaluation, *, dry_run: bool = False) -> list[s
     """One line a job with its number, or one for all if nothing was to do."""
     jobs = evaluation.jobs
     if not jobs:
-        return [
-            "nothing to do: no model takes part; `transferbench pretrain --method NAME` makes one"
-        ]
+        return [f"nothing to do: {evaluation.none}"]
     if not dry_run and not evaluation.ran and all(job.state == "fresh" for job in jobs):
         return [f"nothing to do: all {len(jobs)} jobs of '{evaluation.board}' are fresh"]
     rows = [("model", "data set", "protocol", "seed", "state", "metric", "value")]

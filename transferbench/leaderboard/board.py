@@ -232,6 +232,8 @@ def _explain(error: ValidationError, file: Path) -> UserError:
         near = nearest(str(path[-1]), fields)
         hint = f"did you mean '{near[0]}'?" if near else "valid here: " + ", ".join(fields)
         return UserError(f"{file}: unknown key '{key}'; {hint}")
+    if problem["type"] == "too_short":
+        return UserError(f"{file}: {key} must not be empty")
     if problem["type"] == "missing":
         return UserError(f"{file}: the key '{key}' is missing")
     said = problem["msg"].removeprefix("Value error, ")

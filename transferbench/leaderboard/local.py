@@ -11,7 +11,7 @@ import tomli_w
 
 from transferbench.errors import UserError
 from transferbench.leaderboard.board import HOME, Board, BoardFile, read_board, short_name
-from transferbench.leaderboard.record import in_turn
+from transferbench.leaderboard.record import in_turn, read
 from transferbench.storage import make_folder, write_atomic
 
 NAME = "local"
@@ -35,6 +35,48 @@ def local_board() -> Board:
 def row_name(name: str) -> str:
     """Return a reference's short name as one that a folder and a row can have."""
     return re.sub(r"[^A-Za-z0-9._+-]+-?", "-", name).strip("-.") or "model"
+
+
+def refuse_equal_names(what: str, entries: Sequence[tuple[str, str]]) -> None:
+    """Check that what is evaluated at once differs in its short names.
+
+    Parameters
+    ----------
+    what : str
+        "models" or "data sets".
+    entries : sequence of (short name, reference)
+
+    Raises
+    ------
+    UserError
+        If two would write the same records.
+    """
+    held: dict[str, str] = {}
+    for name, text in entries:
+        if held.setdefault(name, text) != text:
+            raise UserError(
+                f"the {what} '{held[name]}' and '{text}' are both called '{name}'; leave one out"
+            )
+
+
+def held_by_other(board: Board, dataset: str, fingerprint: str) -> str:
+    """Say why a data set cannot have the column of its short name; empty if it can.
+
+    A column belongs to the reference that made it, which may change its content. Another one may
+    take it over if no number of other content stands there, e.g. for a folder that was moved.
+    """
+    name = short_name(dataset)
+    holder = {short_name(text): text for text in board.content.datasets}.get(name, dataset)
+    if holder == dataset:
+        return ""
+    for path in sorted((board.folder / "records").glob(f"*/{name}/*.json")):
+        record = read(path).record
+        if record and record.kind == "measured" and record.job.dataset.fingerprint != fingerprint:
+            return (
+                f"the column '{name}' of {board} holds numbers of other data, from '{holder}'; "
+                f"give '{dataset}' under another name or move {path.parent} away"
+            )
+    return ""
 
 
 def extended(
