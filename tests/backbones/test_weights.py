@@ -1,6 +1,7 @@
 """Weights files: containers and prefixes that are understood, and all that is refused."""
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,32 @@ def test_an_unknown_ending_is_refused(tmp_path):
     path = tmp_path / "net.onnx"
     path.write_bytes(b"x")
     assert "ends in none of .safetensors, .pth" in refusal(path)
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("old", [True, False])
+def test_no_damage_to_a_file_shows_a_trace(tmp_path, state, old, place):
+    path = tmp_path / "net.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=not old)
+    whole = path.read_bytes()
+    for kept in (int(place * len(whole)), len(whole) - 3):
+        path.write_bytes(whole[:kept])
+        assert "damaged" in refusal(path)
+
+
+def test_whatever_the_reader_raises_is_one_line(tmp_path, state, monkeypatch):
+    path = tmp_path / "net.pth"
+    torch.save(state, path)
+    for error in (struct.error("unpack requires\n8 bytes"), AssertionError()):
+
+        def broken(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(torch, "load", broken)
+        assert "truncated or damaged" in refusal(path)
+
+
+def test_a_ckpt_is_read_as_a_pth(tmp_path, state):
+    path = tmp_path / "net.ckpt"
+    torch.save({"state_dict": state, "epoch": 3}, path)
+    assert same(load(path), state)

@@ -11,7 +11,9 @@ import pytest
 
 from tests.data.makers import picture, png, write_classes, write_parquet
 from transferbench.data import images as room
+from transferbench.data.class_folders import ClassFolders
 from transferbench.data.folder import CardWarning, FolderSource
+from transferbench.data.sources import find_source
 from transferbench.errors import UserError
 
 CARD = """
@@ -209,6 +211,62 @@ def test_counts_that_differ_name_both_numbers(small: Path) -> None:
     refuse(small, match="label 1 has 2 images, but the card says 3")
 
 
+def test_a_split_that_the_card_states_must_be_there(small: Path) -> None:
+    (small / "dataset.toml").write_text(CARD + "val = 4\n")
+    refuse(small, match="val has 0 images, but the card says 4")
+    (small / "dataset.toml").write_text(CARD + "\n[label_histogram]\nval = [2, 3, 1]\n")
+    refuse(small, match="val has 0 images, but the card says how many")
+    (small / "test.parquet").unlink()
+    (small / "dataset.toml").write_text(CARD)
+    refuse(small, match="test has 0 images, but the card says 6")
+    (small / "dataset.toml").write_text("validation = 'given'\nclasses = 3\nmetric = 'top1'\n")
+    refuse(small, match="validation = 'given' but")
+
+
+def test_a_label_far_out_makes_no_classes(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "far" / "train.parquet", [0, None, 10**13, 1])
+    write_parquet(tmp_path / "far" / "test.parquet", [0, 1])
+    refuse(tmp_path / "far", match=f"train.parquet, row 2: label {10**13} would make")
+    write_parquet(tmp_path / "multi" / "train.parquet", [[0, 1], [], [None, 10**13]])
+    refuse(tmp_path / "multi", match="train.parquet, row 2: label .* classes of 3 images")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "val"), [("Training", "Testing", "Valid"), ("TRAIN", "Test", "validation")]
+)
+def test_split_folders_in_other_words(tmp_path: Path, train: str, test: str, val: str) -> None:
+    for name, count in ((train, 4), (val, 2), (test, 3)):
+        write_classes(tmp_path / "pets" / name, {"cat": count, "dog": count}, seed=count)
+    dataset = FolderSource(tmp_path / "pets").load()
+    assert dataset.classes == ("cat", "dog")
+    assert {n: len(s) for n, s in dataset.splits.items()} == {"train": 8, "val": 4, "test": 6}
+
+
+def test_split_folders_that_are_not_clear(tmp_path: Path) -> None:
+    def lay(name: str, *splits: str) -> Path:
+        for split in splits:
+            write_classes(tmp_path / name / split, {"cat": 2, "dog": 2})
+        return tmp_path / name
+
+    refuse(lay("a", "Testing", "val"), match="split folder '(Testing|val)', but none 'train'")
+    refuse(lay("b", "train", "val", "valid"), match="'val' and 'valid' are both the val split")
+    refuse(lay("c", "fit", "eval"), match="'eval' and 'fit' hold no images but folders .*'cat'")
+    refuse(lay("d/train", "one", "two"), match="'one' and 'two' hold no images but folders")
+
+
+def test_a_class_may_be_called_as_a_split(tmp_path: Path) -> None:
+    write_classes(tmp_path / "tickets", {"Valid": 5, "void": 5})
+    dataset = FolderSource(tmp_path / "tickets").load()
+    assert dataset.classes == ("Valid", "void")
+    assert {n: len(s) for n, s in dataset.splits.items()} == {"train": 8, "test": 2}
+
+
+def test_class_folders_have_one_label_an_image(tmp_path: Path) -> None:
+    write_classes(tmp_path / "pets", {"cat": 5, "dog": 5})
+    (tmp_path / "pets" / "dataset.toml").write_text("task = 'multilabel'\nmetric = 'map11'\n")
+    refuse(tmp_path / "pets", match="'multilabel', but an image in a class folder has one label")
+
+
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
     refuse(tmp_path / "nowhere", match="does not exist")
     (tmp_path / "empty").mkdir()
@@ -250,6 +308,17 @@ def test_a_split_with_a_class_of_its_own(tmp_path: Path) -> None:
         ("[files]\ntrain = 'train.parquet'", r"files\.train: .*list"),
         ("[counts]\ntrian = 9", "'trian' is not a split"),
         ("class_names = ['a', 'b']", "3 classes but 2 class_names"),
+        ("files = 3", "files: .*dictionary"),
+        ("counts = 3", "counts: .*dictionary"),
+        ("label_column = 2020-01-01", "label_column: .*string"),
+        ("title = nan", "title: .*string"),
+        ("classes = nan", "classes: .*finite number"),
+        (CARD + "[label_histogram]\ntest = [2, 2]", "3 classes but 2 numbers in .*histogram.test"),
+        (CARD + "[label_histogram]\nfit = [2, 2, 2]", "'fit' is not a split"),
+        (
+            "validation = 'given'\n[counts]\ntrain = 3",
+            "validation = 'given' but counts name no val",
+        ),
     ],
 )
 def test_wrong_cards(small: Path, text: str, match: str) -> None:
@@ -264,6 +333,22 @@ def test_unknown_keys_are_kept_and_named(small: Path) -> None:
     assert source.card.unknown_keys == ["colour", "sanity"]
     assert (source.card.model_extra or {})["sanity"] == {"raw": 1.5}
     with pytest.warns(CardWarning, match=r"small/dataset.toml: .*colour, sanity"):
+        source.load()
+
+
+@pytest.mark.parametrize("value", ["2020-01-01", "nan", "inf", "[1, -inf]", "12:30:00"])
+@pytest.mark.parametrize("layout", ["parquet", "folders"])
+def test_an_unknown_key_may_hold_anything(tmp_path: Path, value: str, layout: str) -> None:
+    if layout == "parquet":
+        write_parquet(tmp_path / "small" / "train.parquet", [0, 1])
+    else:
+        write_classes(tmp_path / "small", {"cat": 5, "dog": 5})
+    plain = FolderSource(tmp_path / "small").identity()
+    (tmp_path / "small" / "dataset.toml").write_text(f"made = {value}\n")
+    source = FolderSource(tmp_path / "small")
+    assert source.card.unknown_keys == ["made"]
+    assert source.identity() == plain
+    with pytest.warns(CardWarning, match="made"):
         source.load()
 
 
@@ -349,6 +434,28 @@ def test_identity_sees_a_changed_image_file(tmp_path: Path) -> None:
     first = FolderSource(tmp_path / "pets").identity()
     picture(77).save(tmp_path / "pets" / "cat" / "000.png")
     assert FolderSource(tmp_path / "pets").identity() != first
+
+
+def test_identity_is_of_the_rules_for_pixels(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [FolderSource(small), find_source("digits"), find_source("drawn")]
+    before = [source.identity() for source in sources]
+    monkeypatch.setattr("transferbench.data.dataset.PIXELS_VERSION", 2)
+    after = [source.identity() for source in sources]
+    assert all(one != two for one, two in zip(before, after, strict=True))
+
+
+def test_identity_notes_the_files_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path / "pets", {"cat": 5, "dog": 5})
+    resolved: list[Path] = []
+    real = Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda p, *a: (resolved.append(p), real(p, *a))[1])
+    FolderSource(tmp_path / "pets").identity()
+    assert not [path for path in resolved if path.suffix == ".png"]
+    noted: list[ClassFolders] = []
+    note = ClassFolders.note
+    monkeypatch.setattr(ClassFolders, "note", lambda self: (noted.append(self), note(self))[1])
+    FolderSource(tmp_path / "pets").identity()
+    assert len(noted) == 1
 
 
 def test_identity_is_remembered(

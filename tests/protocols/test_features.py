@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tests.protocols.stubs import Pool, make_backbone, make_dataset
+from transferbench.backbones.reference import wrap_module
 from transferbench.errors import UserError
 from transferbench.protocols.features import batch_size, extract, features_path, gather
 
@@ -44,6 +45,48 @@ def test_the_cache_tells_backbones_and_splits_apart():
     other = make_backbone(other.module)
     paths = {features_path(b, s) for b in (make_backbone(), other) for s in (one, two)}
     assert len(paths) == 4
+
+
+def test_features_of_a_module_that_no_digest_tells_apart_are_not_kept():
+    class Scaled(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, images):
+            return self.factor * images.mean((2, 3))
+
+    split = make_dataset().splits["train"]
+    one, two = (wrap_module(Scaled(factor), input_size=8) for factor in (1.0, 2.0))
+    assert one.digest == two.digest
+    np.testing.assert_array_equal(2 * extract(one, split), extract(two, split))
+    assert not features_path(one, split).exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-4]),
+        lambda path: path.write_bytes(path.read_bytes() + b"more"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4',"),
+        lambda path: np.save(path, np.zeros((159, 6), np.float32)),
+        lambda path: np.save(path, np.zeros((160, 6), np.float64)),
+        lambda path: np.save(path, np.zeros(160, np.float32)),
+    ],
+)
+def test_a_damaged_cache_file_is_made_anew(damage):
+    backbone, split = make_backbone(), make_dataset().splits["train"]
+    expected = np.array(extract(backbone, split))
+    damage(features_path(backbone, split))
+    np.testing.assert_array_equal(extract(backbone, split), expected)
+
+
+def test_other_pixels_are_other_features(monkeypatch):
+    backbone, split = make_backbone(), make_dataset().splits["train"]
+    before = features_path(backbone, split)
+    monkeypatch.setattr("transferbench.protocols.features.PIXELS_VERSION", 99)
+    assert features_path(backbone, split) != before
 
 
 def test_a_failed_extraction_leaves_nothing_in_the_cache():

@@ -27,6 +27,9 @@ class Backbone:
         Filter for resizing the shorter side to `input_size` (a centre crop follows).
     digest : str
         SHA-256 that identifies weights, architecture and preprocessing.
+    cacheable : bool
+        Whether equal digests mean equal features, so that features may be kept from one run to
+        the next; no digest says that of a module whose code and attributes are anyone's.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Backbone:
     std: tuple[float, float, float]
     interpolation: Interpolation
     digest: str
+    cacheable: bool = True
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images (B, H, W, 3) into the module's input, float32 (B, 3, H, W)."""

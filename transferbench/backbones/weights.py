@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import warnings
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transferbench.errors import UserError
 
 CONTAINERS = ("state_dict", "model", "backbone")
 PREFIXES = ("module.", "backbone.", "encoder.", "model.")
-PICKLED = (".pth", ".pt", ".bin", ".tar")
+PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -26,8 +25,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Parameters
     ----------
     path : Path
-        `.safetensors`, or what `torch.save` writes (`.pth`, `.pt`, `.bin`, `.pth.tar`): a state
-        dict, bare or in a container under "state_dict", "model" or "backbone".
+        `.safetensors`, or what `torch.save` writes (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`): a
+        state dict, bare or in a container under "state_dict", "model" or "backbone".
 
     Raises
     ------
@@ -38,7 +37,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix not in PICKLED:
-        endings = ", ".join((".safetensors", *PICKLED[:3]))
+        endings = ", ".join((".safetensors", *PICKLED[:4]))
         raise UserError(f"{path} is not a weights file: its name ends in none of {endings}")
     content = _read_pickled(path)
     for name in CONTAINERS:
@@ -131,7 +130,9 @@ def _read_pickled(path: Path) -> Any:
             f"{path} is not a plain weights file: it is damaged, or a pickle that names code, "
             "which is never executed; save a state dict of tensors or use safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+    # The reader of old files meets damage with whatever its bytes lead to (struct.error,
+    # AssertionError, UnicodeDecodeError ...).
+    except Exception as error:
         raise UserError(f"{path} is truncated or damaged: {first_line(error)}") from error
 
 

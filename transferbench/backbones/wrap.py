@@ -31,6 +31,9 @@ def wrap_module(
 ) -> Backbone:
     """Make a backbone of any module; its digest comes from its weights, class and structure.
 
+    Neither plain attributes nor the code of `forward` are in the digest, so that features are
+    computed at every evaluation and never kept.
+
     Parameters
     ----------
     module : nn.Module
@@ -57,7 +60,9 @@ def wrap_module(
         }
     )
     short = name or f"{type(module).__name__.lower()}-{mark[:8]}"
-    return Backbone(name=short, module=module, digest=mark, **preprocessing.model_dump())
+    return Backbone(
+        name=short, module=module, digest=mark, cacheable=False, **preprocessing.model_dump()
+    )
 
 
 def module_digest(module: nn.Module) -> str:

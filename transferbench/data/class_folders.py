@@ -16,7 +16,16 @@ from transferbench.errors import UserError
 from transferbench.storage import digest
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# In any case of letters.
+SPLIT_OF = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 FIFTH = (
     "no split given: of each class the fifth (at least one image, rounded down) whose "
     "class/file names have the least SHA-1 is the test split"
@@ -57,11 +66,12 @@ class ClassFolders:
         Raises
         ------
         UserError
-            If a split or the card has other classes than `train`.
+            If a split or the card has other classes than `train`, a split has two folders or
+            `train` none, or what look like classes are splits.
         """
-        split_folders = [p for p in _folders(root) if p.name in SPLIT_OF]
-        if any(p.name == "train" for p in split_folders):
-            found = {SPLIT_OF[p.name]: _images_by_class(p) for p in split_folders}
+        splits = _split_folders(root)
+        if splits:
+            found = {split: _images_by_class(p) for split, p in splits.items()}
             found = {split: classes for split, classes in found.items() if classes}
         else:
             found = {"train": _images_by_class(root)}
@@ -79,7 +89,7 @@ class ClassFolders:
                 )
             names = order
         rule = None
-        if set(found) == {"train"} and not split_folders:
+        if not splits:
             found, rule = _cut_a_fifth(root, found["train"]), FIFTH
         files = {
             split: tuple((names.index(c), p) for c in names for p in classes.get(c, []))
@@ -90,7 +100,13 @@ class ClassFolders:
     def note(self) -> list[Any]:
         """What a stat shows; the same note means the same content."""
         stats = [(s, k, p, p.stat()) for s, rows in self.files.items() for k, p in rows]
-        return [[s, k, str(p.resolve()), t.st_size, t.st_mtime_ns] for s, k, p, t in stats]
+        # Resolving every path would cost more than all the rest.
+        names = [p.relative_to(self.root).as_posix() for _, _, p, _ in stats]
+        rows = zip(names, stats, strict=True)
+        return [
+            str(self.root.resolve()),
+            [[s, k, name, t.st_size, t.st_mtime_ns] for name, (s, k, _, t) in rows],
+        ]
 
     def content(self) -> dict[str, Any]:
         """Return one digest of labels and image files by split."""
@@ -165,9 +181,40 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Return the folders of the splits, or nothing if there are class folders alone."""
+    found: dict[str, Path] = {}
+    for folder in _folders(root):
+        split = SPLIT_OF.get(folder.name.lower())
+        if split is None:
+            continue
+        if split in found:
+            raise UserError(
+                f"{root}: '{found[split].name}' and '{folder.name}' are both the {split} split"
+            )
+        found[split] = folder
+    if "train" in found:
+        return found
+    for folder in found.values():
+        # A class may be called "valid"; its images lie in the folder itself.
+        if has_class_images(folder):
+            raise UserError(f"{root}: there is a split folder '{folder.name}', but none 'train'")
+    return {}
+
+
 def _images_by_class(root: Path) -> dict[str, list[Path]]:
     found = {p.name: sorted(_walk(p), key=lambda q: q.as_posix()) for p in _folders(root)}
-    return {name: paths for name, paths in found.items() if paths}
+    found = {name: paths for name, paths in found.items() if paths}
+    below = [{p.relative_to(root / name).parts[0] for p in found[name]} for name in found]
+    nested = all(p.parent != root / name for name, paths in found.items() for p in paths)
+    if len(found) > 1 and nested and (shared := set.intersection(*below)):
+        first, second = list(found)[:2]
+        raise UserError(
+            f"{root}: '{first}' and '{second}' hold no images but folders of the same names, such "
+            f"as '{min(shared)}'; name split folders train and test, or put the images of a class "
+            "straight into its folder"
+        )
+    return found
 
 
 def _cut_a_fifth(root: Path, classes: dict[str, list[Path]]) -> dict[str, dict[str, list[Path]]]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from transferbench.errors import UserError, nearest
 from transferbench.progress import SILENT, Progress
+from transferbench.storage import digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +22,8 @@ Task = Literal["multiclass", "multilabel"]
 Metric = Literal["top1", "mean_per_class", "map11"]
 Interpolation = Literal["bilinear", "bicubic"]
 SPLITS = ("train", "val", "test")
+# Raised when the same stored image would give other pixels (see `images`).
+PIXELS_VERSION = 1
 
 
 class Range(BaseModel):
@@ -88,7 +91,8 @@ class Card(BaseModel):
     @classmethod
     def _validation_by_the_splits(cls, values: Any) -> Any:
         if isinstance(values, dict) and "validation" not in values:
-            splits = [*(values.get("counts") or ()), *(values.get("files") or ())]
+            given = (values.get("counts"), values.get("files"))
+            splits = {split for part in given if isinstance(part, Mapping) for split in part}
             values = {**values, "validation": "given" if "val" in splits else "random-fifth"}
         return values
 
@@ -98,9 +102,16 @@ class Card(BaseModel):
             raise ValueError(f"the metric '{self.metric}' does not go with a {self.task} task")
         if self.class_names is not None and len(self.class_names) != self.classes:
             raise ValueError(f"{self.classes} classes but {len(self.class_names)} class_names")
-        for name in (*self.counts, *(self.files or ()), *(self.images_per_class or ())):
+        histograms = self.label_histogram or {}
+        limits = self.images_per_class or {}
+        for name in (*self.counts, *(self.files or ()), *limits, *histograms):
             if name not in SPLITS:
                 raise ValueError(f"'{name}' is not a split; the splits are train, val and test")
+        for name, histogram in histograms.items():
+            if len(histogram) != self.classes:
+                raise ValueError(
+                    f"{self.classes} classes but {len(histogram)} numbers in label_histogram.{name}"
+                )
         if self.validation == "given" and self.counts and "val" not in self.counts:
             raise ValueError("validation = 'given' but counts name no val split")
         return self
@@ -114,6 +125,13 @@ class Card(BaseModel):
         """Return the fields that can change a measured number; the rest only describes."""
         fields = {"task", "metric", "classes", "label_column", "image_column", "class_names"}
         return self.model_dump(mode="json", include=fields | {"validation"})
+
+
+def data_identity(content: object, card: Card) -> str:
+    """Return the SHA-256 of a set's content, what its card means and how pixels are made of it."""
+    # The first rules add nothing, so that what was recorded before they were counted stays valid.
+    rules = [PIXELS_VERSION] if PIXELS_VERSION > 1 else []
+    return digest([content, card.meaning(), *rules])
 
 
 def make_card(values: Mapping[str, Any], where: str) -> Card:

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from transferbench.data.dataset import Card, Dataset, Split, StoredImage
+from transferbench.data.dataset import Card, Dataset, Split, StoredImage, data_identity
 from transferbench.data.drawn import packaged_card
 from transferbench.progress import SILENT, Progress
 from transferbench.storage import digest
@@ -41,7 +41,7 @@ class DigitsSource:
 
     def identity(self) -> str:
         """Return the SHA-256 of scikit-learn's version, the rules and the card."""
-        return digest([self._recipe, self.card.meaning()])
+        return data_identity(self._recipe, self.card)
 
     def load(self, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> Dataset:
         """Return the data set."""

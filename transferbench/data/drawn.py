@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transferbench.data import canvas
-from transferbench.data.dataset import Card, Dataset, Split, StoredImage, make_card
+from transferbench.data.dataset import Card, Dataset, Split, StoredImage, data_identity, make_card
 from transferbench.progress import SILENT, Progress
 from transferbench.storage import digest
 
@@ -62,7 +62,7 @@ class DrawnSource:
 
     def identity(self) -> str:
         """Return the SHA-256 of generator version, parameters and card; draws nothing."""
-        return digest([self._recipe, self.card.counts, self.card.meaning()])
+        return data_identity([self._recipe, self.card.counts], self.card)
 
     def load(self, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> Dataset:
         """Return the data set; pictures are drawn when their pixels are first asked for."""

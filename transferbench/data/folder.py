@@ -15,13 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from transferbench.data.class_folders import ClassFolders, has_class_images
-from transferbench.data.dataset import Card, Dataset, Images, Split, StoredImage, make_card
+from transferbench.data.dataset import (
+    Card,
+    Dataset,
+    Images,
+    Split,
+    StoredImage,
+    data_identity,
+    make_card,
+)
 from transferbench.data.parquet import ParquetFolder
 from transferbench.errors import UserError
 from transferbench.progress import SILENT, Progress
 from transferbench.storage import cache_folder, digest, write_atomic
 
 CARD_FILE = "dataset.toml"
+COLUMNS = ("image_column", "label_column")
 
 
 class CardWarning(UserWarning):
@@ -73,8 +82,15 @@ class FolderSource:
         needed = {"task", "metric", "classes", "counts", "label_column"}
         inferred: dict[str, Any] = {}
         if not (needed <= stated.keys() and isinstance(self._layout, ParquetFolder)):
-            note = [self._layout.note(), stated]
+            # Only what the inference reads: other values need not be JSON.
+            asked = {k: stated[k] for k in ("classes", *COLUMNS) if k in stated}
+            note = [self._note, repr(sorted(asked.items()))]
             inferred = _remembered("cards", note, lambda: self._layout.infer(stated))
+        if isinstance(self._layout, ClassFolders) and stated.get("task") == "multilabel":
+            raise UserError(
+                f"{self.folder / CARD_FILE}: task = 'multilabel', but an image in a class folder "
+                "has one label; several labels need parquet files"
+            )
         if inferred.get("classes") == 1:
             raise UserError(f"{self.folder} has one class; a data set needs two classes or more")
         values = {"name": self.name, "title": self.name, **inferred, **stated}
@@ -82,7 +98,7 @@ class FolderSource:
 
     def identity(self) -> str:
         """Return the SHA-256 of the stored content and of what the card means; a stat if known."""
-        return digest([self._content, self.card.meaning()])
+        return data_identity(self._content, self.card)
 
     def load(self, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> Dataset:
         """Read labels, check them and every image, and return the data set.
@@ -104,6 +120,13 @@ class FolderSource:
         for name in ("train", *labels):
             if name not in labels or not len(labels[name]):
                 raise UserError(f"{self.folder}: the split '{name}' has no images")
+        stated = (card.counts, card.images_per_class or {}, card.label_histogram or {})
+        for name in (name for part in stated for name in part):
+            if name not in labels:
+                said = card.counts.get(name, "how many a class has")
+                raise UserError(f"{self.folder}: {name} has 0 images, but the card says {said}")
+        if card.validation == "given" and "val" not in labels:
+            raise UserError(f"{self.folder}: validation = 'given', but there is no val split")
         for name, found in labels.items():
             _check_counts(f"{self.folder}: {name}", name, found, card)
         if labels["train"].ndim == 1 and len(np.unique(labels["train"])) < 2:
@@ -127,7 +150,7 @@ class FolderSource:
         stated = self._stated
         draft = make_card(
             {"name": self.name, "classes": 2, "metric": "top1"}
-            | {k: stated[k] for k in ("files",) if k in stated},
+            | {k: stated[k] for k in ("files", *COLUMNS) if k in stated},
             str(self.folder / CARD_FILE),
         )
         order = stated.get("class_names")
@@ -143,7 +166,11 @@ class FolderSource:
 
     @cached_property
     def _content(self) -> dict[str, Any]:
-        return _remembered("contents", self._layout.note(), self._layout.content)
+        return _remembered("contents", self._note, self._layout.content)
+
+    @cached_property
+    def _note(self) -> list[Any]:
+        return self._layout.note()
 
     def _class_names(self, card: Card) -> tuple[str, ...]:
         names = card.class_names or self._layout.class_names(card)
@@ -226,7 +253,7 @@ def _check_counts(where: str, split: str, labels: npt.NDArray[Any], card: Card) 
                     f"{where}: the {word} images of a class are {found}, but the card says {said}"
                 )
     if card.label_histogram and (said_all := card.label_histogram.get(split)):
-        for label, (found, said) in enumerate(zip(per_class.tolist(), said_all, strict=False)):
+        for label, (found, said) in enumerate(zip(per_class.tolist(), said_all, strict=True)):
             if found != said:
                 raise UserError(
                     f"{where}: label {label} has {found} images, but the card says {said}"

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from transferbench.data.dataset import Images, Interpolation, Split, StoredImage
+from transferbench.data.dataset import PIXELS_VERSION, Images, Interpolation, Split, StoredImage
 from transferbench.errors import UserError
 from transferbench.progress import Progress
 from transferbench.storage import cache_folder, digest, write_atomic
@@ -34,8 +34,6 @@ Pixels = npt.NDArray[np.uint8]
 # Formats that only read pixels; Pillow's EPS reader, for one, starts a program.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 BACKGROUND = (255, 255, 255)
-# Raised when the same stored image would give other pixels.
-VERSION = 1
 CHUNK_BYTES = 32 * 2**20
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -168,7 +166,7 @@ def survey(images: Images, fingerprint: str, title: str, progress: Progress) -> 
     fingerprint : str
         Of the stored content; the key under which the result is remembered.
     """
-    known = cache_folder("surveys") / f"{digest([VERSION, fingerprint])}.json"
+    known = cache_folder("surveys") / f"{digest([PIXELS_VERSION, fingerprint])}.json"
     found = _recall(known, len(images))
     if found is None:
         sizes: set[tuple[int, int]] = set()
@@ -226,7 +224,7 @@ def cached_pixels(
     if size < 1:
         raise UserError(f"an image size of {size} pixels is not possible; 1 is the least")
     how = "native" if size == native else interpolation
-    key = digest([VERSION, split.fingerprint, size, how])
+    key = digest([PIXELS_VERSION, split.fingerprint, size, how])
     path = cache_folder("pixels") / f"{key[:32]}.npy"
     shape = (len(split), size, size, 3)
     found = _open_cached(path, shape)

@@ -79,19 +79,20 @@ class ParquetFolder:
             raise UserError(f"{first} has no column '{label}'; it has {', '.join(schema.names)}")
         multilabel = _is_list(schema.field(label).type)
         names = _class_names(features.get(label))
+        counts = {s: sum(_open(p).metadata.num_rows for p in ps) for s, ps in self.files.items()}
         known: dict[str, Any] = {
             "image_column": image,
             "label_column": label,
             "task": "multilabel" if multilabel else "multiclass",
             "metric": "map11" if multilabel else "top1",
-            "counts": {
-                s: sum(_open(p).metadata.num_rows for p in ps) for s, ps in self.files.items()
-            },
+            "counts": counts,
         }
         if names is not None:
             known["class_names"] = names
         if "classes" not in stated:
-            known["classes"] = len(names) if names else 1 + self._largest_label(label)
+            known["classes"] = (
+                len(names) if names else self._count_classes(label, sum(counts.values()))
+            )
         return known
 
     def class_names(self, card: Card) -> tuple[str, ...] | None:
@@ -124,11 +125,7 @@ class ParquetFolder:
             raise UserError(
                 f"{path}: the column '{name}' holds {column.type}, which is not a {card.task} label"
             )
-        rows = np.arange(len(column))
-        flat = column
-        if multilabel:
-            rows = np.repeat(rows, column.value_lengths().fill_null(0).to_numpy())
-            flat = column.flatten()
+        rows, flat = _flat(column)
         if not pa.types.is_integer(flat.type):
             raise UserError(f"{path}: the column '{name}' holds {flat.type}, not integers")
         for array in (column, flat):
@@ -148,16 +145,24 @@ class ParquetFolder:
         hot[rows, values] = 1
         return hot
 
-    def _largest_label(self, label: str) -> int:
+    def _count_classes(self, label: str, images: int) -> int:
+        """Return the largest label and one; more classes than images are a slip in the labels."""
         largest = 0
         for path in (p for paths in self.files.values() for p in paths):
             column = _column(path, label)
-            flat = column.flatten() if _is_list(column.type) else column
+            rows, flat = _flat(column)
+            rows = rows[flat.is_valid().to_numpy(zero_copy_only=False)]
             values = flat.drop_null().to_numpy(zero_copy_only=False)
             if values.dtype.kind not in "iu":
                 raise UserError(f"{path}: the column '{label}' holds {flat.type}, not integers")
             largest = max(largest, int(values.max(initial=0)))
-        return largest
+            if largest >= images:
+                row = int(rows[int(values.argmax())])
+                raise UserError(
+                    f"{path}, row {row}: label {largest} would make {largest + 1} classes of "
+                    f"{images} images; if so, dataset.toml must say classes = {largest + 1}"
+                )
+        return largest + 1
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,15 @@ def _is_list(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _flat(column: Any) -> tuple[npt.NDArray[np.int64], Any]:
+    """Return all labels of a column one after the other, and the row of each."""
+    rows = np.arange(len(column))
+    if not _is_list(column.type):
+        return rows, column
+    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return np.repeat(rows, lengths), column.flatten()
 
 
 def _features(schema: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from transferbench.data.dataset import PIXELS_VERSION
 from transferbench.errors import UserError
 from transferbench.progress import SILENT, Progress
 from transferbench.storage import cache_folder, digest, write_atomic
@@ -31,7 +32,8 @@ def extract(
 ) -> Features:
     """Return the features of a split's images, from the cache if they are there.
 
-    The network runs in evaluation mode and float32; its flags are left as they were.
+    Those of a backbone that is not `cacheable` are computed every time. The network runs in
+    evaluation mode and float32; its flags are left as they were.
 
     Parameters
     ----------
@@ -46,25 +48,42 @@ def extract(
     Returns
     -------
     array (N, D) float32
-        Memory-mapped, read-only.
+        Memory-mapped and read-only if they are kept in the cache.
 
     Raises
     ------
     UserError
         If the device is not at hand or the network gives anything but (B, D).
     """
+    if not backbone.cacheable:
+        return _forward(backbone, split, device, progress)
     path = features_path(backbone, split)
-    if not path.exists():
+    kept = _open_kept(path, len(split))
+    if kept is None:
         features = _forward(backbone, split, device, progress)
         write_atomic(path, lambda file: np.save(file, features))
-    kept: Features = np.load(path, mmap_mode="r")
+        kept = _open_kept(path, len(split))
+    assert kept is not None, f"{path} cannot be read back"
     return kept
 
 
 def features_path(backbone: Backbone, split: Split) -> Path:
     """Return the cache file that holds, or will hold, the features of a split."""
-    key = digest([VERSION, backbone.digest, split.fingerprint, backbone.input_size])
+    versions = [VERSION, PIXELS_VERSION]
+    key = digest([*versions, backbone.digest, split.fingerprint, backbone.input_size])
     return cache_folder("features") / f"{key}.npy"
+
+
+def _open_kept(path: Path, count: int) -> Features | None:
+    """Open a cache file; one that is absent, cut short or no features of `count` images is None."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        size = path.stat().st_size
+    # The header is parsed as Python text, so that damage meets many kinds of exception.
+    except Exception:
+        return None
+    sound = isinstance(array, np.memmap) and array.dtype == np.float32 and array.ndim == 2
+    return array if sound and len(array) == count and size == array.offset + array.nbytes else None
 
 
 def gather(
