@@ -203,3 +203,9 @@ def test_a_real_backbone_on_real_flowers(shared_data):
     assert np.round(linear.value, 2) > 0.87
     assert knn.value > 0.8
     assert linear.details["converged"]
+
+
+@pytest.mark.parametrize("also", [(0,), (10, -3)])
+def test_no_neighbours_cannot_vote(also):
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        KNN.Parameters(also=also)

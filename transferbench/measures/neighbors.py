@@ -44,9 +44,10 @@ def nearest_neighbors(queries: Array, bank: Array, k: int) -> tuple[NDArray[np.i
 def vote(
     indices: Array, similarities: Array, labels: Array, *, temperature: float, classes: int
 ) -> Floats:
-    """Return class scores (Q, K): each neighbour adds exp(similarity / T) to its class.
+    """Return class scores (Q, K): each neighbour adds exp((similarity - largest) / T) to its class.
 
-    Weighted vote of arXiv 1805.01978, section 3.4.
+    Weighted vote of arXiv 1805.01978, section 3.4, whose weight is exp(similarity / T): scaling
+    all scores of a query by that of its nearest neighbour changes no order, and no T overflows.
 
     Parameters
     ----------
@@ -59,7 +60,11 @@ def vote(
     classes : int
         K.
     """
-    weights = np.exp(np.asarray(similarities) / temperature)
+    similarities = np.asarray(similarities)
+    largest = similarities.max(axis=1, keepdims=True, initial=-np.inf)
+    # The weight of a farther neighbour may vanish, but never that of the nearest.
+    with np.errstate(over="ignore", under="ignore"):
+        weights = np.exp((similarities - largest) / temperature)
     queries = np.arange(len(weights))[:, None]
     cells = queries * classes + np.asarray(labels)[np.asarray(indices)]
     total = np.zeros(len(weights) * classes)

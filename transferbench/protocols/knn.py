@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -32,7 +32,7 @@ class KNNParameters(Parameters):
 
     k: int = Field(default=20, ge=1)
     temperature: float = Field(default=0.07, gt=0)
-    also: tuple[int, ...] = (1, 10, 100, 200)
+    also: tuple[Annotated[int, Field(ge=1)], ...] = (1, 10, 100, 200)
     resamples: int = Field(default=1000, ge=2)
 
 
