@@ -183,6 +183,33 @@ def test_preprocessing_comes_from_timm_unless_it_is_said(weights: Path):
     assert said.identity()["weights"] == plain.identity()["weights"]
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("timm:resnet10t@48", 48),
+        ("timm:resnet10t", 176),
+        ("random:resnet10t@48", 48),
+        ("random:resnet10t@48?size=48", 48),
+        ("random:resnet10t?size=64", 64),
+        ("file:{path}@resnet10t@48", 48),
+        ("file:{path}@resnet10t?size=64", 64),
+    ],
+)
+def test_every_kind_takes_a_size(text: str, size: int, tmp_path: Path, monkeypatch, fresh_cache):
+    import timm
+
+    real = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda *a, **k: real(*a, **{**k, "pretrained": False})
+    )
+    path = tmp_path / "net@2.safetensors"
+    network = build_network(NetworkSettings(name="resnet10t"), seed=0)
+    safetensors.torch.save_file(network.state_dict(), path)
+    reference = parse_reference(text.format(path=path), seed=0)
+    assert reference.identity()["preprocessing"]["input_size"] == size
+    assert reference.load("cpu").input_size == size
+
+
 def test_content_not_path_identifies_a_file(weights: Path, tmp_path: Path):
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(weights.read_bytes())
@@ -199,6 +226,14 @@ def test_content_not_path_identifies_a_file(weights: Path, tmp_path: Path):
         ("tim:resnet18", "did you mean 'timm'"),
         ("random:", "names no model"),
         ("random:resnet18@big", "names no model"),
+        ("random:resnet10t@0", "size: .*greater than or equal to 1"),
+        ("random:resnet10t@9999", "size: .*less than or equal to 8192"),
+        ("random:resnet10t@" + "9" * 5000, "names no model"),
+        ("random:resnet10t@32?size=48", "gives the size twice: 32 and 48"),
+        ("random:resnet10t?size=", "size: .*integer"),
+        ("random:resnet10t?stem=", "stem: Input should be"),
+        ('random:resnet10t@32?args={"block":"x"}', "timm cannot build 'resnet10t'"),
+        ("random:vit_tiny_patch16_224@32", "'vit_tiny_patch16_224' cannot take images of 32 px"),
         ("random:resnt18", "did you mean .*resnet18"),
         ("random:resnet18?stm=small", "unknown option 'stm'.*did you mean 'stem'"),
         ("random:resnet18?stem", "key=value"),

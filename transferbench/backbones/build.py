@@ -49,7 +49,7 @@ def build_network(settings: NetworkSettings, *, seed: int | None = None) -> nn.M
                 settings.name, pretrained=False, num_classes=0, **settings.args
             )
         # timm passes arguments through to constructors that check them each in its own way.
-        except (TypeError, ValueError, RuntimeError, AssertionError, LookupError) as error:
+        except Exception as error:
             raise UserError(
                 f"timm cannot build '{settings.name}' with args {settings.args}: "
                 f"{first_line(error)}"
@@ -111,6 +111,24 @@ def place(module: nn.Module, device: str) -> nn.Module:
         return module.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"the device '{device}' cannot be used: {first_line(error)}") from error
+
+
+def check_size(module: nn.Module, size: int, *, device: str, name: str) -> None:
+    """Pass one blank image through a network, in the mode that it is in.
+
+    Raises
+    ------
+    UserError
+        If the network does not take images of `size` pixels.
+    """
+    try:
+        with torch.inference_mode():
+            module(torch.zeros(1, 3, size, size, device=device))
+    # Each architecture checks its input in its own way, or breaks where it does not.
+    except Exception as error:
+        raise UserError(
+            f"'{name}' cannot take images of {size} px (@SIZE sets the side): {first_line(error)}"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -7,12 +7,12 @@ neither torch nor timm: jobs are told apart first.
 `timm:ARCH[.TAG]`     timm's own pretrained weights
 `file:PATH@ARCH`      a weights file of a timm architecture
 `run:FOLDER`          the backbone of a finished pretraining run
-`random:ARCH[@SIZE]`  initial weights, drawn from the job's seed
+`random:ARCH`         initial weights, drawn from the job's seed
 ====================  ==========================================================================
 
-All but `run:` may be followed by `?` and options joined by `&`: `stem=small`, `args={...}` (JSON,
-for the timm constructor), `size=`, `mean=[...]`, `std=[...]`, `interpolation=`; `&`, `%` and `+`
-inside a value are percent-encoded.
+All but `run:` may be followed by `@SIZE`, the side of the input in pixels, and by `?` and options
+joined by `&`: `stem=small`, `args={...}` (JSON, for the timm constructor), `size=`, `mean=[...]`,
+`std=[...]`, `interpolation=`; `&`, `%` and `+` inside a value are percent-encoded.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class TimmReference:
 
     def __init__(self, rest: str, *, seed: int) -> None:
         self.text = f"timm:{rest}"
-        self._network, _, self._given = _parse(self.text, rest)
+        self._network, self._given = _parse(self.text, rest)
         self.name = self._network.name
 
     def identity(self) -> dict[str, Any]:
@@ -166,14 +166,15 @@ class FileReference:
 
     def __init__(self, rest: str, *, seed: int) -> None:
         self.text = f"file:{rest}"
-        path, at, network = rest.rpartition("@")
-        if not at or not path:
+        # The architecture is the last name after an @, for a path may have an @ and digits too.
+        form = re.fullmatch(r"(?P<path>.+)@(?P<network>[^\W\d][\w.\-]*(@.*|\?.*)?)", rest)
+        if form is None:
             raise UserError(
                 f"'{self.text}' does not say the architecture; write file:PATH@ARCH, "
                 "for example file:weights.safetensors@resnet50"
             )
-        self.path = Path(path)
-        self._network, _, self._given = _parse(self.text, network)
+        self.path = Path(form["path"])
+        self._network, self._given = _parse(self.text, form["network"])
 
     @property
     def name(self) -> str:
@@ -248,9 +249,7 @@ class RandomReference:
     def __init__(self, rest: str, *, seed: int) -> None:
         self.text = f"random:{rest}"
         self.seed = seed
-        self._network, size, self._given = _parse(self.text, rest)
-        if size is not None:
-            self._given["input_size"] = size
+        self._network, self._given = _parse(self.text, rest)
 
     @property
     def name(self) -> str:
@@ -295,15 +294,16 @@ def random_reference(
     return f"random:{settings.name}@{size}?{query}"
 
 
-def _parse(text: str, rest: str) -> tuple[NetworkSettings, int | None, dict[str, Any]]:
-    """Read `ARCH[@SIZE][?options]` into network, size, and what is said about the input."""
-    form = re.fullmatch(r"(?P<name>[\w.\-]+)(@(?P<size>\d+))?(\?(?P<query>.+))?", rest)
+def _parse(text: str, rest: str) -> tuple[NetworkSettings, dict[str, Any]]:
+    """Read `ARCH[@SIZE][?options]` into the network and what is said about the input."""
+    form = re.fullmatch(r"(?P<name>[\w.\-]+)(@(?P<size>\d{1,9}))?(\?(?P<query>.+))?", rest)
     if form is None:
         raise UserError(f"'{text}' names no model; a model is given as {_FORMS}")
     network: dict[str, Any] = {"name": form["name"]}
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {} if form["size"] is None else {"input_size": int(form["size"])}
+    query = form["query"] or ""
     try:
-        pairs = parse_qsl(form["query"] or "", strict_parsing=bool(form["query"]))
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError as error:
         raise UserError(f"'{text}': options are written key=value and joined by &") from error
     for key, value in pairs:
@@ -313,19 +313,17 @@ def _parse(text: str, rest: str) -> tuple[NetworkSettings, int | None, dict[str,
             read: Any = json.loads(value)
         except ValueError:
             read = value
-        if key in _NETWORK_OPTIONS:
-            network[key] = read
-        else:
-            given[_INPUT_OPTIONS[key]] = read
+        values, field = (network, key) if key in _NETWORK_OPTIONS else (given, _INPUT_OPTIONS[key])
+        if values.setdefault(field, read) != read:
+            raise UserError(f"'{text}' gives the {key} twice: {values[field]} and {value}")
     try:
         settings = NetworkSettings.model_validate(network)
-        size = int(form["size"]) if form["size"] else None
-        checked = Preprocessing.model_validate({"input_size": size or 1, **given})
+        checked = Preprocessing.model_validate({"input_size": 1, **given})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"'{text}': {place}: {first['msg']}") from error
-    return settings, size, {key: checked.model_dump(mode="json")[key] for key in given}
+    return settings, {key: checked.model_dump(mode="json")[key] for key in given}
 
 
 def _preprocessing(architecture: str, given: dict[str, Any]) -> Preprocessing:
@@ -376,11 +374,13 @@ def _backbone(
     device: str,
 ) -> Backbone:
     from transferbench.backbones.backbone import Backbone
-    from transferbench.backbones.build import place
+    from transferbench.backbones.build import check_size, place
 
+    placed = place(module, device)
+    check_size(placed, given.input_size, device=device, name=network.name)
     return Backbone(
         name=name,
-        module=place(module, device),
+        module=placed,
         digest=backbone_digest(weights, network, given),
         **given.model_dump(),
     )
