@@ -166,9 +166,11 @@ def _run(folder: Path) -> list[str]:
 
     run = Run.open(folder)
     recipe = run.recipe
+    # Before the first epoch is logged, an unfinished run's time is not known.
+    after = f" after {run.seconds:.0f} s of training" if run.seconds else ""
     lines = [
         f"{folder} is a run of {recipe.method} on {recipe.data}, seed {recipe.seed}, for "
-        f"{recipe.epochs} epochs; it is {run.state} after {run.seconds:.0f} s of training.",
+        f"{recipe.epochs} epochs; it is {run.state}{after}.",
     ]
     if run.state == "finished":
         lines.append(f"Evaluate it with --model {run.reference}.")

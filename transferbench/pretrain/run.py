@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transferbench.errors import NotAtHand, UserError
 from transferbench.pretrain import PretrainingFailed
+from transferbench.pretrain.log import read_log
 from transferbench.pretrain.recipe import (
     Recipe,
     differences,
@@ -65,7 +66,8 @@ class Run:
         As resolved.
     state : {"finished", "unfinished"}
     seconds : float
-        Time spent training, over all processes that worked on it.
+        Time spent training, over all processes that worked on it; of an unfinished run up to the
+        last epoch that it logged.
     """
 
     folder: Path
@@ -93,7 +95,7 @@ class Run:
         recipe = parse_recipe(read_toml(folder / "recipe.toml"), where)
         notes = _notes(folder)
         state: State = "finished" if notes.get("state") == "finished" else "unfinished"
-        return cls(folder, recipe, state, float(notes.get("seconds", 0.0)))
+        return cls(folder, recipe, state, float(notes.get("seconds") or _logged_seconds(folder)))
 
 
 def run_folder(
@@ -280,6 +282,11 @@ def _notes(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return notes if isinstance(notes, dict) else {}
+
+
+def _logged_seconds(folder: Path) -> float:
+    """Time spent training up to the last epoch in the log."""
+    return max((line.get("seconds", 0.0) for line in read_log(folder / "log.jsonl")), default=0.0)
 
 
 def _write_notes(folder: Path, notes: dict[str, Any]) -> None:
