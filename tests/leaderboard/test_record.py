@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
+import os
 import threading
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from pydantic import ValidationError
 
 from tests.leaderboard.conftest import make_job_description, make_record
 from transferbench.errors import UserError
+from transferbench.leaderboard import record as record_module
 from transferbench.leaderboard.record import (
     NOTHING,
     ModelPart,
@@ -99,6 +103,10 @@ def test_a_failure_of_other_inputs_is_stale_and_a_published_number_never_is(tmp_
         make_record().dumps().replace('"value": 0.5', '"value": "high"'),
         make_record().dumps().replace('"value": 0.5', '"value": null'),
         make_record().dumps().replace('"value": 0.5', '"value": NaN'),
+        make_record().dumps().replace('"value": 0.5', '"value": 7.5'),
+        make_record().dumps().replace('"value": 0.5', '"value": -0.1'),
+        make_record().dumps().replace('"seed": 0', '"seed": 1'),
+        make_record(None).dumps().replace('"seed": 0', '"seed": 1'),
         make_record().dumps().replace('"n": 100', '"n": 100, "more": 1'),
         make_record().dumps()[:-20],
     ],
@@ -153,6 +161,34 @@ def test_a_writer_waits_for_its_turn(tmp_path: Path) -> None:
         write_atomic(path, make_record(0.5).dumps())
     failing.join()
     assert read(path).record == make_record(0.5)
+
+
+def test_the_lock_is_on_a_file_that_is_writable_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network file systems lock nothing that is open for reading only."""
+    flock, modes = record_module.fcntl.flock, []
+
+    def watched(descriptor: int, operation: int) -> None:
+        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(record_module.fcntl, "flock", watched)
+    with in_turn(tmp_path):
+        assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    assert modes == [os.O_RDWR]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(record_module.fcntl, "flock", refused)
+    with pytest.raises(UserError, match=r"cannot lock .*\.lock: No locks available"):
+        write(tmp_path / "linear-0.json", make_record(0.5))
 
 
 def _write_many(folder: str, mine: int) -> None:

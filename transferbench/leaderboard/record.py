@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transferbench.protocols.protocol import Outcome
 
 State = Literal["fresh", "stale", "missing", "failed", "unreadable"]
+SHARES = ("top1", "mean_per_class", "map11")
+"""Metrics whose values lie in 0..1."""
 STATES: tuple[State, ...] = ("fresh", "stale", "missing", "failed", "unreadable")
 
 
@@ -170,6 +172,10 @@ class Record(_Strict):
             raise ValueError("a failure has no value")
         if self.kind != "failed" and (self.value is None or self.metric is None):
             raise ValueError(f"a {self.kind} record needs metric and value")
+        if self.value is not None and self.metric in SHARES and not 0.0 <= self.value <= 1.0:
+            raise ValueError(f"{self.metric} must lie in 0..1, not {self.value}")
+        if self.kind != "published" and self.key != self.job.key:
+            raise ValueError("the key is not that of the job that the record tells")
         return self
 
     def dumps(self) -> str:
@@ -277,21 +283,41 @@ def read_all(folder: Path) -> tuple[dict[Path, Record], list[str]]:
 def in_turn(folder: Path) -> Iterator[None]:
     """Hold a folder's advisory lock: one process at a time is inside.
 
-    The lock goes with the process, however it ends, and leaves no file.
+    The lock is on a file `.lock`, opened for writing, without which network file systems grant
+    none. It goes with the process, however that ends; the file is taken away at the end.
 
     Raises
     ------
     UserError
-        If the folder is absent or unreadable.
+        If the folder is absent or read-only, or its file system has no locks.
     """
+    path = folder / ".lock"
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = _locked(path)
     except OSError as error:
-        raise UserError(f"cannot open the folder {folder}: {error.strerror}") from error
+        raise UserError(f"cannot lock {path}: {error.strerror or error}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        # While the lock is held; whoever waits on this file then sees that it is gone.
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int:
+    """Wait for the lock on a file that is still at its path, and return the descriptor."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:  # taken away between the two looks
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 
