@@ -37,21 +37,22 @@ def _tables(
     seeds: tuple[int, ...] = (0,),
     stale: tuple[tuple[str, str], ...] = (),
     entrants: list[Entrant] | None = None,
+    name: str = "test",
     **board: Any,
 ) -> list[Table]:
     """Records by (model, data set, seed), None for a failure, through files to tables."""
     columns = columns or (make_column("x"), make_column("y"))
     entrants = entrants or [make_entrant(name) for name in models]
-    found = make_board(seeds=list(seeds), **board)
+    found = make_board(name, seeds=list(seeds), **board)
     task = make_task("linear")
     for job in plan(found, [make_entrant(n) for n in models], columns, [task], seeds):
         key = (job.entrant.name, job.column.name, job.seed)
         if key in values:
             description = job.description or make_job_description()
-            record = make_record(values[key], description)
             if key[:2] in stale:
-                record = record.model_copy(update={"key": "another"})
-            write(job.path, record)
+                dataset = description.dataset.model_copy(update={"fingerprint": "another"})
+                description = description.model_copy(update={"dataset": dataset})
+            write(job.path, make_record(values[key], description))
     jobs = plan(found, entrants, columns, [task], seeds)
     return build_tables(found, entrants, columns, [task], jobs)
 
@@ -158,6 +159,36 @@ def test_over_seeds_a_cell_is_the_mean_and_its_error_that_of_the_mean(here: Path
     (single,) = _tables(FULL)
     assert single.cells["a", "x"].error == 1.0
     assert any("Seed 0; standard errors are bootstrap" in line for line in single.footnote)
+
+
+def test_over_seeds_the_averages_error_is_that_of_the_seeds_averages(here: Path) -> None:
+    """Columns of one seed share its model: here they cancel, or they add up."""
+    seeds = (0, 1)
+    apart = {("a", "x", 0): 0.5, ("a", "y", 0): 0.7, ("a", "x", 1): 0.7, ("a", "y", 1): 0.5}
+    together = {("b", "x", 0): 0.5, ("b", "y", 0): 0.5, ("b", "x", 1): 0.7, ("b", "y", 1): 0.7}
+    (table,) = _tables({**apart, **together}, models=("a", "b"), seeds=seeds)
+    assert table.cells["a", "x"].error == pytest.approx(10.0)
+    assert table.cells["a", "average"].error == pytest.approx(0.0, abs=1e-9)
+    assert table.cells["b", "average"].error == pytest.approx(10.0)
+    assert table.cells["b", "average"].value == pytest.approx(60.0)
+
+
+def test_on_the_local_board_a_cell_is_complete_with_the_seeds_measured(here: Path) -> None:
+    values: dict[tuple[str, str, int], float | None] = {
+        ("a", "x", 0): 0.5, ("a", "y", 0): 0.7,
+        ("b", "x", 0): 0.5, ("b", "x", 1): 0.7, ("b", "y", 1): 0.64,
+    }  # fmt: skip
+    (table,) = _tables(values, seeds=(0, 1), name="local")
+    assert table.cells["a", "average"] == Cell(60.0, math.sqrt(2) / 2, "second")
+    assert table.cells["b", "x"].value == pytest.approx(60.0)
+    assert table.cells["b", "average"].value == pytest.approx(62.0)
+    assert table.cells["b", "average"].error is None
+    assert table.cells["c", "x"].note == "missing"
+    notes = "\n".join(table.footnote)
+    assert "Of 9 jobs: 4 missing." in notes
+    assert "evaluate --all" not in notes
+    (other,) = _tables(values, seeds=(0, 1))
+    assert other.cells["a", "x"].note == "missing"
 
 
 def test_a_cell_that_lacks_a_seed_is_shown_and_does_not_count(here: Path) -> None:

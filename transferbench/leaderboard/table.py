@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ import pandas as pd
 
 from transferbench.leaderboard.board import Board, short_name
 from transferbench.leaderboard.jobs import Column, Entrant, Job, Task, applies, count_states
+from transferbench.leaderboard.local import NAME
 from transferbench.leaderboard.record import Record, State
 
 AVERAGE = "average"
@@ -41,6 +42,8 @@ class Cell:
         "stale", "missing", "failed", "unreadable" or "n/a" where there is no number that counts.
     n : int or None
         Test images.
+    by_seed : mapping
+        The values in percent that the mean is over, by seed.
     """
 
     value: float | None = None
@@ -48,6 +51,7 @@ class Cell:
     mark: Mark = ""
     note: str = ""
     n: int | None = None
+    by_seed: Mapping[int, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def counts(self) -> bool:
@@ -147,8 +151,11 @@ def build_tables(
     """Make one table per protocol from the jobs of a whole board.
 
     A stale number is shown but counts for nothing. A record whose model or data are not at hand
-    counts: a table must come out alike on a machine that has only the records.
+    counts: a table must come out alike on a machine that has only the records. On the local board,
+    which asks for no seeds, a cell is complete with those that were measured.
     """
+    if board.name == NAME:
+        jobs = _as_measured(jobs)
     by_cell: dict[tuple[str, str, str], list[Job]] = {}
     for job in jobs:
         by_cell.setdefault((job.task.name, job.entrant.name, job.column.name), []).append(job)
@@ -219,29 +226,62 @@ def _cell(jobs: Sequence[Job]) -> Cell:
         return Cell(note=note or "missing")
     values = [100.0 * record.value for record in records if record.value is not None]
     mean = math.fsum(values) / len(values)
+    error: float | None
     if len(values) > 1:
-        square = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-        error: float | None = math.sqrt(square / len(values))
+        error = _error_of_mean(values)
     else:
         single = records[0].standard_error
         error = None if single is None else 100.0 * single
-    return Cell(mean, error, note=note, n=records[0].n)
+    by_seed = dict(zip((record.job.seed for record in records), values, strict=True))
+    return Cell(mean, error, note=note, n=records[0].n, by_seed=by_seed)
 
 
 def _average(cells: Sequence[Cell]) -> Cell:
-    """The average over columns for a complete row; the columns' errors are independent."""
+    """The average over columns for a complete row.
+
+    With one seed the columns' bootstrap errors are independent. Over seeds the columns are not: a
+    seed's model is behind all of them, so the error is that of the seeds' averages.
+    """
     values = [cell.value for cell in cells if cell.counts and cell.value is not None]
     if not cells or len(values) < len(cells):
         return Cell(note="missing")
     errors = [cell.error for cell in cells if cell.error is not None]
+    seeds = set(cells[0].by_seed)
     error = None
-    if len(errors) == len(values):
+    if any(set(cell.by_seed) != seeds for cell in cells):
+        pass  # columns of other seeds have no averages by seed
+    elif len(seeds) > 1:
+        error = _error_of_mean(
+            [math.fsum(cell.by_seed[seed] for cell in cells) / len(cells) for seed in seeds]
+        )
+    elif len(errors) == len(values):
         error = math.sqrt(math.fsum(e * e for e in errors)) / len(errors)
     return Cell(math.fsum(values) / len(values), error)
 
 
+def _error_of_mean(values: Sequence[float]) -> float:
+    """The standard error of the mean of two values or more."""
+    mean = math.fsum(values) / len(values)
+    square = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return math.sqrt(square / len(values))
+
+
 def _marked(cell: Cell, mark: Mark) -> Cell:
-    return Cell(cell.value, cell.error, mark, cell.note, cell.n)
+    return replace(cell, mark=mark)
+
+
+def _as_measured(jobs: Sequence[Job]) -> list[Job]:
+    """Leave out the jobs of seeds that nobody measured where another seed was."""
+
+    def cell(job: Job) -> tuple[str, str, str]:
+        return job.task.name, job.entrant.name, job.column.name
+
+    measured = {cell(job) for job in jobs if job.record is not None}
+    return [
+        job
+        for job in jobs
+        if job.state != "missing" or job.record is not None or cell(job) not in measured
+    ]
 
 
 def _metrics(columns: Sequence[Column], jobs: Iterable[Job]) -> dict[str, str]:
@@ -277,6 +317,11 @@ def _footnote(
     seeds = board.content.seeds
     if len(seeds) == 1:
         lines.append(f"Seed {seeds[0]}; standard errors are bootstrap errors over the test images.")
+    elif board.name == NAME:
+        lines.append(
+            f"Means over seeds {', '.join(map(str, seeds))}, as far as measured; standard errors "
+            "are over seeds, where there is one bootstrap errors over the test images."
+        )
     else:
         lines.append(
             f"Means over seeds {', '.join(map(str, seeds))}; standard errors are over seeds."
@@ -309,11 +354,9 @@ def _incomplete(board: Board, jobs: Sequence[Job]) -> list[str]:
         return []
     told = ", ".join(f"{number} {state}" for state, number in states.items())
     retry = " --retry-failed" if "failed" in states else ""
-    option = "" if board.name == "local" else f" --board {board.name}"
     dagger = " Numbers with † are stale or lack a seed, and count for nothing."
     if not any(job.record for job in jobs if job.state != "fresh"):
         dagger = ""
-    return [
-        f"Of {len(jobs)} jobs: {told}; `transferbench evaluate --all{option}{retry}` runs what can "
-        f"be run.{dagger}"
-    ]
+    # On the local board each row came from a command of its own; none makes the rest.
+    command = f"; `transferbench evaluate --all --board {board.name}{retry}` runs what can be run"
+    return [f"Of {len(jobs)} jobs: {told}{'' if board.name == NAME else command}.{dagger}"]
