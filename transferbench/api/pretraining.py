@@ -16,7 +16,7 @@ from transferbench.errors import UserError, unknown
 from transferbench.leaderboard.board import find_board
 from transferbench.pretrain import PretrainingFailed
 from transferbench.pretrain.recipe import Recipe, load_recipe, recipe_names
-from transferbench.pretrain.run import Run, finished_run, run_folder
+from transferbench.pretrain.run import Run, finished_run, refuse_other_data, run_folder
 from transferbench.pretrain.run import pretrain as train
 from transferbench.progress import Progress
 
@@ -71,12 +71,15 @@ def pretrain(
         If the loss is no number.
     """
     chosen = choose_recipe(method, scale, recipe, overrides=overrides, data=data, seed=seed)
-    return _pretrain(
+    folder = run_folder(chosen, runs=Path(runs))
+    if not restart and (done := _finished(chosen, folder, data_root)) is not None:
+        return done
+    return train(
         chosen,
-        run_folder(chosen, runs=Path(runs)),
-        device=device,
+        folder,
+        source=find_source(chosen.data, data_root=find_root(data_root)),
+        device=choose_device(device),
         restart=restart,
-        data_root=data_root,
         skip_corrupt=skip_corrupt,
         progress=progress or Progress(),
     )
@@ -123,13 +126,13 @@ class Pretrained:
     Attributes
     ----------
     state : str
-        "finished", "unfinished" or "failed".
+        "finished", "failed", or "refused" for bad input.
     seconds : float
         Time spent training, over all processes that worked on it.
     already : bool
         Whether it had finished before.
     problem : str
-        Why it failed.
+        Why it failed or was refused.
     """
 
     method: str
@@ -163,34 +166,42 @@ def pretrain_recipes(
     Raises
     ------
     UserError
-        On bad input, before any of them begins where that can be told.
+        On bad input that all of them have in common; what one alone is refused for is its
+        `problem`.
     """
     progress = progress or Progress()
     check_device(device)
-    for recipe, folder in recipes:
-        if restart or finished_run(recipe, folder) is None:
-            find_source(recipe.data, data_root=find_root(data_root))
-    done = []
+    done: list[Pretrained] = []
+    refusals: list[UserError] = []
     for number, (recipe, folder) in enumerate(recipes, start=1):
-        already = not restart and finished_run(recipe, folder) is not None
-        if not already and len(recipes) > 1:
-            progress.say(f"{number} of {len(recipes)}: {recipe.method} on {recipe.data}")
         started = time.monotonic()
+        already = False
         try:
-            run = _pretrain(
-                recipe,
-                folder,
-                device=device,
-                restart=restart,
-                data_root=data_root,
-                skip_corrupt=skip_corrupt,
-                progress=progress,
-            )
+            run = None if restart else _finished(recipe, folder, data_root)
+            already = run is not None
+            if run is None:
+                source = find_source(recipe.data, data_root=find_root(data_root))
+                if len(recipes) > 1:
+                    progress.say(f"{number} of {len(recipes)}: {recipe.method} on {recipe.data}")
+                run = train(
+                    recipe,
+                    folder,
+                    source=source,
+                    device=choose_device(device),
+                    restart=restart,
+                    skip_corrupt=skip_corrupt,
+                    progress=progress,
+                )
+        except UserError as error:
+            refusals.append(error)
+            done.append(Pretrained(recipe.method, folder, "refused", 0.0, problem=str(error)))
         except PretrainingFailed as error:
             spent = time.monotonic() - started
             done.append(Pretrained(recipe.method, folder, "failed", spent, problem=str(error)))
-            continue
-        done.append(Pretrained(recipe.method, folder, run.state, run.seconds, already))
+        else:
+            done.append(Pretrained(recipe.method, folder, run.state, run.seconds, already))
+    if len(refusals) == len(recipes) and len(set(map(str, refusals))) == 1:
+        raise refusals[0]
     return done
 
 
@@ -251,24 +262,15 @@ def board_recipes(
     return chosen
 
 
-def _pretrain(
-    recipe: Recipe,
-    folder: Path,
-    *,
-    device: str | None,
-    restart: bool,
-    data_root: str | Path | None,
-    skip_corrupt: int,
-    progress: Progress,
-) -> Run:
-    if not restart and (done := finished_run(recipe, folder)) is not None:
+def _finished(recipe: Recipe, folder: Path, data_root: str | Path | None) -> Run | None:
+    """Return the finished run of a recipe; refuse if the images at hand are others by now."""
+    done = finished_run(recipe, folder)
+    if done is None:
+        return None
+    try:
+        source = find_source(recipe.data, data_root=find_root(data_root))
+    except UserError:
+        # Images that are gone do not undo a run.
         return done
-    return train(
-        recipe,
-        folder,
-        source=find_source(recipe.data, data_root=find_root(data_root)),
-        device=choose_device(device),
-        restart=restart,
-        skip_corrupt=skip_corrupt,
-        progress=progress,
-    )
+    refuse_other_data(done, source)
+    return done

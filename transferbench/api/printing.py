@@ -34,6 +34,18 @@ def pretrained_lines(done: Sequence[Pretrained]) -> list[str]:
     ]
 
 
+def pretraining_problems(done: Sequence[Pretrained]) -> list[str]:
+    """Why runs failed or were refused: each reason once, after its runs unless it names them."""
+    found: dict[str, list[str]] = {}
+    for each in done:
+        if each.problem:
+            found.setdefault(each.problem, []).append(each.folder.as_posix())
+    return [
+        problem if folders[0] in problem else f"{', '.join(folders)}: {problem}"
+        for problem, folders in found.items()
+    ]
+
+
 def evaluation_lines(evaluation: Evaluation, *, dry_run: bool = False) -> list[str]:
     """One line a job with its number, or one for all if nothing was to do."""
     jobs = evaluation.jobs

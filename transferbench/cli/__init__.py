@@ -130,7 +130,7 @@ def _pretrain(
     if everything and recipe:
         raise UserError("--all and --recipe do not go together")
     from transferbench import api
-    from transferbench.api.printing import pretrained_lines
+    from transferbench.api.printing import pretrained_lines, pretraining_problems
 
     given: dict[str, Any] = {"overrides": changes or (), "seed": seed}
     if board is not None:
@@ -149,10 +149,10 @@ def _pretrain(
         progress=_progress(quiet),
     )
     _print({"runs": [each.plain() for each in done]}, pretrained_lines(done), as_json, quiet)
-    for each in done:
-        if each.problem:
-            complain(f"error: {each.folder}: {each.problem}")
-    return 1 if any(each.problem for each in done) else 0
+    for problem in pretraining_problems(done):
+        complain(f"error: {problem}")
+    states = {each.state for each in done}
+    return 1 if "failed" in states else 2 if "refused" in states else 0
 
 
 @app.command("evaluate", short_help="Models to records.")

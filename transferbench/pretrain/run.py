@@ -165,7 +165,7 @@ def pretrain(
         On SIGINT or SIGTERM, with the state saved.
     """
     if not restart and (done := finished_run(recipe, folder)) is not None:
-        _refuse_other_data(done, source)
+        refuse_other_data(done, source)
         return done
     from transferbench.pretrain.loop import Trainer
 
@@ -174,7 +174,7 @@ def pretrain(
     if not restart:
         _refuse_other(recipe, folder)
         if (done := finished_run(recipe, folder)) is not None:
-            _refuse_other_data(done, source)
+            refuse_other_data(done, source)
             return done
     dataset = source.load(skip_corrupt=skip_corrupt, progress=progress)
     # Bad input shows here, before a file is written.
@@ -250,8 +250,14 @@ def _refuse_other(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def _refuse_other_data(run: Run, source: Source) -> None:
-    """Refuse to call a run finished if its data set has changed since; absent data is no matter."""
+def refuse_other_data(run: Run, source: Source) -> None:
+    """Refuse to call a run finished if its data set has changed since; absent data is no matter.
+
+    Raises
+    ------
+    UserError
+        If the images are others.
+    """
     try:
         identity = source.identity()
     except NotAtHand:
