@@ -133,7 +133,7 @@ class FakeProtocol:
 
 def make_card(name: str, task: str = "multiclass") -> Card:
     metric = "top1" if task == "multiclass" else "map11"
-    return Card(name=name, task=task, metric=metric, classes=2, counts={"train": 5, "test": 5})  # type: ignore[arg-type]
+    return Card(name=name, task=task, metric=metric, classes=2, counts={"train": 5, "test": 5})
 
 
 def make_column(name: str, task: str = "multiclass", **options: Any) -> Column:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,8 @@ from tests.leaderboard.conftest import (
     make_task,
 )
 from transferbench.errors import NotAtHand, UserError
-from transferbench.leaderboard import evaluation
 from transferbench.leaderboard.evaluation import Session, Strictness, check_writable
-from transferbench.leaderboard.jobs import Column, columns
+from transferbench.leaderboard.jobs import Column, Job, columns
 from transferbench.leaderboard.record import read, write
 
 
@@ -46,7 +46,7 @@ def test_a_job_becomes_a_record_with_all_that_it_should_tell(here: Path, fresh_c
 
 
 def test_each_record_is_there_before_the_next_job_begins(here: Path) -> None:
-    jobs = []
+    jobs: list[Job] = []
     seen: list[int] = []
     protocol = FakeProtocol(during=lambda: seen.append(sum(j.path.exists() for j in jobs)))
     task = make_task("linear", protocol)
@@ -219,7 +219,7 @@ def test_what_was_loaded_ahead_counts_as_time_of_the_first_job(here: Path) -> No
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(column.source, "load", slow)
-        patch.setattr(evaluation.time, "monotonic", lambda: float(next(clock)))
+        patch.setattr(time, "monotonic", lambda: float(next(clock)))
         first, second = session.run(jobs)
     assert first.record is not None
     assert second.record is not None
@@ -267,7 +267,7 @@ def test_a_read_only_folder_is_told_before_any_work(
     jobs = make_jobs([make_entrant("a")], [make_column("x")], [make_task("l", protocol)], [0])
     (here / "leaderboards").mkdir()
     # Permissions bind root no more than the tests may run as root; the question is what counts.
-    monkeypatch.setattr(evaluation.os, "access", lambda path, mode: mode != os.W_OK | os.X_OK)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK | os.X_OK)
     with pytest.raises(UserError, match="read-only"):
         Session("cpu").run(jobs)
     assert protocol.calls == []

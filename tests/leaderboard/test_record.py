@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from tests.leaderboard.conftest import make_job_description, make_record
 from transferbench.errors import UserError
-from transferbench.leaderboard import record as record_module
 from transferbench.leaderboard.record import (
     NOTHING,
     ModelPart,
@@ -167,13 +166,13 @@ def test_the_lock_is_on_a_file_that_is_writable_and_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Network file systems lock nothing that is open for reading only."""
-    flock, modes = record_module.fcntl.flock, []
+    flock, modes = fcntl.flock, []
 
     def watched(descriptor: int, operation: int) -> None:
         modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
         flock(descriptor, operation)
 
-    monkeypatch.setattr(record_module.fcntl, "flock", watched)
+    monkeypatch.setattr(fcntl, "flock", watched)
     with in_turn(tmp_path):
         assert [p.name for p in tmp_path.iterdir()] == [".lock"]
     assert modes == [os.O_RDWR]
@@ -186,7 +185,7 @@ def test_a_file_system_without_locks_is_told(
     def refused(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(record_module.fcntl, "flock", refused)
+    monkeypatch.setattr(fcntl, "flock", refused)
     with pytest.raises(UserError, match=r"cannot lock .*\.lock: No locks available"):
         write(tmp_path / "linear-0.json", make_record(0.5))
 
