@@ -56,6 +56,6 @@ def test_more_neighbours_than_images_are_all_images():
 def test_no_temperature_overflows(temperature):
     similarities = np.array([[0.9, 0.8, 0.8], [-0.2, -0.3, -0.4]])
     labels, indices = np.array([2, 0, 0]), np.array([[0, 1, 2], [1, 0, 2]])
-    found = vote(indices, similarities, labels, temperature=temperature, classes=3)
+    found = vote(indices, similarities, labels, temperature=temperature, classes=3, relative=True)
     assert np.isfinite(found).all()
     assert found.argmax(axis=1).tolist() == [2, 0]

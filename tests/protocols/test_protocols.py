@@ -209,3 +209,15 @@ def test_a_real_backbone_on_real_flowers(shared_data):
 def test_no_neighbours_cannot_vote(also):
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         KNN.Parameters(also=also)
+
+
+def test_at_a_temperature_near_zero_the_nearest_neighbour_decides():
+    def by_k(temperature):
+        parameters = KNN.Parameters(temperature=temperature, also=(1,), resamples=2)
+        outcome = KNN().run(
+            make_backbone(), make_dataset(noise=60.0), parameters, seed=0, device="cpu"
+        )
+        return outcome.details["by_k"]
+
+    assert by_k(0.07)["1"] != by_k(0.07)["20"]
+    assert by_k(1e-9)["1"] == by_k(1e-9)["20"]

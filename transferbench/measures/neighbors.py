@@ -42,12 +42,17 @@ def nearest_neighbors(queries: Array, bank: Array, k: int) -> tuple[NDArray[np.i
 
 
 def vote(
-    indices: Array, similarities: Array, labels: Array, *, temperature: float, classes: int
+    indices: Array,
+    similarities: Array,
+    labels: Array,
+    *,
+    temperature: float,
+    classes: int,
+    relative: bool = False,
 ) -> Floats:
-    """Return class scores (Q, K): each neighbour adds exp((similarity - largest) / T) to its class.
+    """Return class scores (Q, K): each neighbour adds exp(similarity / T) to its class.
 
-    Weighted vote of arXiv 1805.01978, section 3.4, whose weight is exp(similarity / T): scaling
-    all scores of a query by that of its nearest neighbour changes no order, and no T overflows.
+    Weighted vote of arXiv 1805.01978, section 3.4.
 
     Parameters
     ----------
@@ -59,12 +64,16 @@ def vote(
         T.
     classes : int
         K.
+    relative : bool
+        Divide the scores of a query by the weight of its nearest neighbour: the order of the
+        classes is the same, and no temperature overflows.
     """
     similarities = np.asarray(similarities)
-    largest = similarities.max(axis=1, keepdims=True, initial=-np.inf)
-    # The weight of a farther neighbour may vanish, but never that of the nearest.
-    with np.errstate(over="ignore", under="ignore"):
-        weights = np.exp((similarities - largest) / temperature)
+    if relative:
+        similarities = similarities - similarities.max(axis=1, keepdims=True)
+    # Of the relative weights, those of farther neighbours may vanish.
+    with np.errstate(over="ignore" if relative else "warn"):
+        weights = np.exp(similarities / temperature)
     queries = np.arange(len(weights))[:, None]
     cells = queries * classes + np.asarray(labels)[np.asarray(indices)]
     total = np.zeros(len(weights) * classes)
@@ -80,6 +89,7 @@ def knn_scores(
     ks: Sequence[int],
     temperature: float,
     classes: int,
+    relative: bool = False,
 ) -> list[Floats]:
     """Return the class scores (Q, K) for each k of `ks`, from one search.
 
@@ -91,12 +101,19 @@ def knn_scores(
         Classes of the bank.
     ks : sequence of int
         A k above N is N.
-    temperature, classes
+    temperature, classes, relative
         As for `vote`.
     """
     indices, similarities = nearest_neighbors(queries, bank, max(ks))
     return [
-        vote(indices[:, :k], similarities[:, :k], labels, temperature=temperature, classes=classes)
+        vote(
+            indices[:, :k],
+            similarities[:, :k],
+            labels,
+            temperature=temperature,
+            classes=classes,
+            relative=relative,
+        )
         for k in ks
     ]
 

@@ -76,6 +76,7 @@ class KNN:
             ks=ks,
             temperature=parameters.temperature,
             classes=dataset.num_classes,
+            relative=True,
         )
         chosen = predictions(scores[0])
         error = bootstrap_error(
