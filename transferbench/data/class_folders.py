@@ -205,9 +205,11 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _images_by_class(root: Path) -> dict[str, list[Path]]:
     found = {p.name: sorted(_walk(p), key=lambda q: q.as_posix()) for p in _folders(root)}
     found = {name: paths for name, paths in found.items() if paths}
+    # The first image tells in almost every set.
+    if len(found) < 2 or any(p.parent == root / name for name in found for p in found[name]):
+        return found
     below = [{p.relative_to(root / name).parts[0] for p in found[name]} for name in found]
-    nested = all(p.parent != root / name for name, paths in found.items() for p in paths)
-    if len(found) > 1 and nested and (shared := set.intersection(*below)):
+    if shared := set.intersection(*below):
         first, second = list(found)[:2]
         raise UserError(
             f"{root}: '{first}' and '{second}' hold no images but folders of the same names, such "
