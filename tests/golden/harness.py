@@ -6,7 +6,7 @@ An adapter is a function `(inputs, params, key) -> value` registered for a key o
     def sinkhorn_case(inputs, params, key):
         return sinkhorn(inputs["scores"], params["epsilon"], params["iterations"])
 
-The longest registered name that begins a case's key, at a "/" or at the end, serves it. Inputs are
+The longest registered name that begins a case's key serves it. Inputs are
 float64 tensors (int64 where the literal values are all integers). The returned value is compared
 with the case's `expected`: a number, a list, a tensor, or a dict or list of those.
 """

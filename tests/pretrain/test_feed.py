@@ -10,7 +10,7 @@ import torch
 from tests.pretrain.conftest import NoiseSource, make_recipe
 from transferbench.augment.views import plain_view
 from transferbench.errors import UserError
-from transferbench.pretrain.feed import Feed
+from transferbench.pretrain.feed import Feed, stored_size
 from transferbench.progress import SILENT
 
 
@@ -76,3 +76,8 @@ def test_a_cut_larger_than_the_images_is_refused_at_once() -> None:
     views = [{"size": 32, "pad_crop": {"padding": 2}}, {"size": 16}]
     with pytest.raises(UserError, match="cannot be cut from images of 16 x 16"):
         make_feed(views=views)
+
+
+def test_images_of_mixed_sizes_are_held_larger_than_a_view() -> None:
+    assert stored_size([32, 16]) == 64
+    assert stored_size([224, 96]) == 256

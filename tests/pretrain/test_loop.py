@@ -351,3 +351,32 @@ def test_labels_reach_the_method_that_reads_them(
         device="cpu",
     )
     assert seen == {index: index % 4 for index in range(40)}
+
+
+def build(**changes: Any) -> Trainer:
+    return Trainer(resolve(make_recipe(**changes)), NoiseSource().load(), device="cpu")
+
+
+def test_a_later_phase_with_views_that_the_method_cannot_take_is_refused_first() -> None:
+    one_view = [{"from_epoch": 1, "views": [{"size": 16}]}]
+    with pytest.raises(UserError, match="at least 2 views"):
+        build(phases=one_view)
+
+
+def test_a_size_that_the_network_does_not_take_is_refused_first() -> None:
+    with pytest.raises(UserError, match="does not take images of 8 px"):
+        build(backbone={"name": "vit_tiny_patch16_224"})
+
+
+def test_the_rate_falls_to_nothing_on_a_set_that_the_batch_does_not_divide() -> None:
+    training = build(epochs=8, batch_size=24, settings={"prototypes": 6})
+    assert training.total_steps == 8
+    training.step = 7
+    training._set_learning_rate(7)
+    assert training.optimizer.param_groups[0]["lr"] < 0.2 * 0.05
+
+
+def test_making_a_trainer_leaves_the_callers_random_state() -> None:
+    before = torch.get_rng_state()
+    build()
+    assert torch.equal(before, torch.get_rng_state())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +22,16 @@ def derived_seed(seed: int, *purpose: object) -> int:
     """Return a seed (32 bits) for one purpose, unrelated to those of the others."""
     text = "/".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def stored_size(view_sizes: Iterable[int]) -> int:
+    """Return the side at which images of mixed sizes are held, if the recipe does not say.
+
+    A random crop is a part of the image, so that there must be more pixels than the view shows:
+    twice the largest view's for small ones, above 64 px the usual 256 for 224.
+    """
+    largest = max(view_sizes)
+    return 2 * largest if largest <= 64 else round(largest * 8 / 7)
 
 
 class Feed:
@@ -69,14 +79,14 @@ class Feed:
             )
         self.recipe, self.device = recipe, device
         self.skipped = split.skipped
-        size = recipe.image_size or (None if split.native_size else recipe.largest_view)
-        self._pixels = split.pixels(size, progress=progress)
         self._labels = torch.from_numpy(split.labels.astype(np.int64)) if labelled else None
         self._starts = (0, *(phase.from_epoch for phase in recipe.phases), recipe.epochs)
         views = [recipe.views]
         for phase in recipe.phases:
             views.append(phase.views or views[0])
         self._views = [MultiView(each, recipe.normalization) for each in views]
+        size = recipe.image_size or (None if split.native_size else stored_size(self.all_sizes))
+        self._pixels = split.pixels(size, progress=progress)
         for each in self._views:
             # What cannot be cut from these images shows at once, not in the first step.
             each(torch.from_numpy(self._pixels[:1].copy()), torch.Generator())
@@ -94,6 +104,16 @@ class Feed:
     def view_sizes(self) -> tuple[int, ...]:
         """Side of each view in pixels, in the first phase."""
         return self._views[0].sizes
+
+    @property
+    def later_view_sizes(self) -> list[tuple[int, ...]]:
+        """Side of each view in pixels, in each later phase."""
+        return [views.sizes for views in self._views[1:]]
+
+    @property
+    def all_sizes(self) -> set[int]:
+        """Every side that a view has, in any phase."""
+        return {size for views in self._views for size in views.sizes}
 
     @property
     def steps_per_epoch(self) -> int:

@@ -6,14 +6,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transferbench import registry
-from transferbench.backbones.build import build_network, place
+from transferbench.backbones.build import build_network, first_line, place
 from transferbench.backbones.export import export_backbone
 from transferbench.data.dataset import Dataset
 from transferbench.errors import UserError
@@ -89,10 +91,15 @@ class Trainer:
             epochs=recipe.epochs,
         )
         self.generator = torch.Generator().manual_seed(derived_seed(recipe.seed, "method"))
-        self.random_state: Tensor | None = None
+        self.random_state: list[Tensor] | None = None
+        settings = kind.Settings.model_validate(recipe.settings)
         with self._own_random_state():
+            _try_sizes(backbone, {*self.feed.all_sizes, recipe.evaluation_size}, self.device)
+            for sizes in self.feed.later_view_sizes:
+                # Whether a later phase's views suit the method shows before the first step.
+                kind(settings, deepcopy(backbone), replace(context, view_sizes=sizes))
             torch.manual_seed(derived_seed(recipe.seed, "heads"))
-            self.method = kind(kind.Settings.model_validate(recipe.settings), backbone, context)
+            self.method = kind(settings, backbone, context)
         self.method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method.train()
         self.optimizer = build_optimizer(
@@ -203,7 +210,6 @@ class Trainer:
             self.step - first * self.steps_per_epoch,
             steps_per_epoch=self.steps_per_epoch,
             epochs=length,
-            num_images=len(self.feed),
             batch_size=self.recipe.batch_size,
         )
 
@@ -240,12 +246,21 @@ class Trainer:
     @contextmanager
     def _own_random_state(self) -> Iterator[None]:
         """Use the run's own global random state; the caller's is as before afterwards."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        on_gpu = self.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.device] if on_gpu else []):
             if self.random_state is not None:
-                torch.set_rng_state(self.random_state)
+                torch.set_rng_state(self.random_state[0])
+                for state in self.random_state[1:]:
+                    torch.cuda.set_rng_state(state, self.device)
             yield
-            self.random_state = torch.get_rng_state()
+            self.random_state = self._random_state_now()
+
+    def _random_state_now(self) -> list[Tensor]:
+        """The global random state: the CPU's, and the GPU's if one is used."""
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return states
 
     # What is told and kept.
 
@@ -295,9 +310,8 @@ class Trainer:
 
     def _save(self) -> None:
         self.seconds, self._resumed_at = self._seconds_now(), time.monotonic()
-        random = {"torch": torch.get_rng_state(), "method": self.generator.get_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        states = dict(zip(("torch", "cuda"), self._random_state_now(), strict=False))
+        random = {"method": self.generator.get_state(), **states}
         checkpoint = Checkpoint(
             recipe=self.recipe.digest(),
             data=self.fingerprint,
@@ -325,19 +339,19 @@ class Trainer:
             )
         self.method.load_state_dict(checkpoint.method)
         self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.random_state = checkpoint.random["torch"]
+        kept = ("torch", "cuda") if self.device.type == "cuda" else ("torch",)
+        self.random_state = [checkpoint.random[n] for n in kept if n in checkpoint.random]
         self.generator.set_state(checkpoint.random["method"])
-        if self.device.type == "cuda" and "cuda" in checkpoint.random:
-            torch.cuda.set_rng_state(checkpoint.random["cuda"], self.device)
         self.means.load_state_dict(checkpoint.monitors["means"], self.device)
         self.warned = list(checkpoint.monitors["warned"])
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
         self.progress.say(f"{self.title}: continuing at step {self.step} of {self.total_steps}")
 
     def _fail(self, what: str) -> None:
+        key = "lr" if self.recipe.optimizer.lr is not None else "base_lr"
         raise PretrainingFailed(
             f"{self.title} failed before step {self.step}: {what}; begin anew with a lower "
-            "learning rate (--set optimizer.lr=... --restart)"
+            f"learning rate (--set optimizer.{key}=... --restart)"
         )
 
     def _seconds_now(self) -> float:
@@ -376,6 +390,8 @@ class Trainer:
         return {
             "steps": self.total_steps,
             "seconds": round(self.seconds, 1),
+            # Sums are split over threads, so bits are the same only at the same number of them.
+            "threads": torch.get_num_threads(),
             "images_per_second": round(images / max(self.seconds, 1e-9), 1),
         }
 
@@ -385,6 +401,20 @@ class Trainer:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return self.device.type
+
+
+@torch.no_grad()
+def _try_sizes(backbone: nn.Module, sizes: set[int], device: torch.device) -> None:
+    """Raise a UserError unless the network takes images of every size it will be given."""
+    for size in sorted(sizes):
+        try:
+            backbone(torch.zeros(1, 3, size, size, device=device))
+        # Each architecture refuses in its own way.
+        except (AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
+            raise UserError(
+                f"the backbone does not take images of {size} px: {first_line(error)}; change the "
+                "views' size, eval_size, or the backbone's args"
+            ) from error
 
 
 def _at_least_float32(value: Tensor) -> Tensor:

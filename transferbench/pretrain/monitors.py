@@ -36,7 +36,9 @@ class Means:
         """Count one step's values; a name may be absent in some steps."""
         self.steps += 1
         for name, value in values.items():
-            number = torch.as_tensor(value).detach().double()
+            number = torch.as_tensor(value).detach()
+            # The MPS device has no float64.
+            number = number.float() if number.device.type == "mps" else number.double()
             self.sums[name] = self.sums[name] + number if name in self.sums else number
             self.counts[name] = self.counts.get(name, 0) + 1
 
@@ -58,17 +60,20 @@ class Means:
 
 
 def feature_health(features: Tensor) -> dict[str, float]:
-    """Measure features (N, D) of unaugmented images.
+    """Measure the features (N, D) of one batch: the first view, as the network trains on it.
 
     Returns
     -------
     dict
         "spread": mean over dimensions of the standard deviation of unit-length features, times
         sqrt(D): 1 if they fill the sphere evenly, 0 if all are equal (arXiv 2011.10566 sec. 4.1).
-        "rankme": effective rank (arXiv 2210.02885), between 1 and D.
+        "rankme": effective rank (arXiv 2210.02885), between 1 and the smaller of N and D; left
+        out where a batch is too small to tell a low rank from few images.
     """
-    values = features.double().cpu().numpy()
+    values = features.cpu().double().numpy()
     spread = feature_std(values) * math.sqrt(values.shape[1])
+    if len(values) < 10 * RANK_FLOOR:
+        return {"spread": spread}
     return {"spread": spread, "rankme": rankme(values)}
 
 
