@@ -282,6 +282,37 @@ def test_boards(
     assert said in _refused(("evaluate", "--all", "--board", "mini"), capsys)
 
 
+SWAV = """
+[settings]
+projector_hidden = 16
+projector_output = 8
+prototypes = 6
+code_views = [0, 5]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("count = 2", "count = 1", "simclr-v1"),
+        ("lr = 0.05", 'lr = 0.05\n[[optimizer.group]]\nname = "bais-and-norm"\nlr = 1.0',
+         "unknown parameter group 'bais-and-norm' in [[optimizer.group]]; did you mean"),
+        ('name = "resnet10t"', 'name = "resnet10t"\nargs = { layrs = [1] }', "layrs"),
+        ('"simclr-v1"', '"swav"', "code_views"),
+    ],
+)  # fmt: skip
+def test_check_refuses_the_recipes_that_pretrain_refuses(
+    work: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+) -> None:
+    file = work / "mini.toml"
+    assert old in file.read_text()
+    more = SWAV if "swav" in new else ""
+    file.write_text(file.read_text().replace(old, new) + more)
+    checked = _refused(("check", "mini.toml"), capsys)
+    assert said in checked
+    assert checked == _refused(("pretrain", "--recipe", "mini.toml"), capsys)
+
+
 def test_results_that_cannot_be_written(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(work / "leaderboards")
     (work / "leaderboards").write_text("a file")

@@ -6,10 +6,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from transferbench import registry
 from transferbench.errors import UserError
 from transferbench.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from transferbench.pretrain.recipe import Recipe
 
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
@@ -120,6 +124,7 @@ def _recipe(text: str) -> list[str]:
     from transferbench.pretrain.recipe import load_recipe, resolve
 
     recipe = resolve(load_recipe(text))
+    _build(recipe)
     views = ", ".join(f"{view.count} of {view.size} px" for view in recipe.views)
     return [
         f"{text} pretrains {recipe.backbone.name} (stem {recipe.backbone.stem}) with "
@@ -129,6 +134,27 @@ def _recipe(text: str) -> list[str]:
         f"Each image gives these views: {views}; the backbone is evaluated at "
         f"{recipe.evaluation_size} px.",
     ]
+
+
+def _build(recipe: Recipe) -> None:
+    """Build what a resolved recipe trains, for one batch of images, to see that it all fits."""
+    from transferbench.backbones.build import build_network
+    from transferbench.methods.method import Context
+    from transferbench.optim.build import build_optimizer
+
+    kind = registry.load("methods", recipe.method)
+    context = Context(
+        num_images=recipe.batch_size,
+        num_classes=2 if kind.reads_labels else None,
+        view_sizes=tuple(view.size for view in recipe.views for _ in range(view.count)),
+        batch_size=recipe.batch_size,
+        total_steps=recipe.epochs,
+        steps_per_epoch=1,
+        epochs=recipe.epochs,
+    )
+    settings = kind.Settings.model_validate(recipe.settings)
+    method = kind(settings, build_network(recipe.backbone, seed=recipe.seed), context)
+    build_optimizer(recipe.optimizer, method.parameter_groups(), batch_size=recipe.batch_size)
 
 
 def _board(text: str) -> list[str]:
