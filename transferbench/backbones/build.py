@@ -41,7 +41,10 @@ def build_network(settings: NetworkSettings, *, seed: int | None = None) -> nn.M
     import timm
 
     check_architecture(settings.name)
-    with torch.random.fork_rng(devices=[]):
+    # Seeding reaches every GPU's generator too.
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    gpus = list(range(torch.cuda.device_count())) if started else []
+    with torch.random.fork_rng(devices=gpus):
         if seed is not None:
             torch.manual_seed(seed)
         try:
