@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.mini import make_workplace
+from tests.end_to_end.mini import Shell, make_workplace
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +22,9 @@ def work(mini_workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(folder)
     monkeypatch.delenv("TRANSFERBENCH_DATA", raising=False)
     return folder
+
+
+@pytest.fixture
+def shell(work: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """Commands in the working directory."""
+    return Shell(capsys)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from transferbench.cli import main
 
 RECIPE = """
 method = "simclr-v1"
@@ -122,3 +128,21 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+class Shell:
+    """Runs commands in this process and keeps what they print."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        self.err = ""
+
+    def __call__(self, line: str, code: int = 0) -> str:
+        self.capsys.readouterr()
+        got = main(shlex.split(line))
+        out, self.err = self.capsys.readouterr()
+        assert got == code, self.err
+        return out
+
+    def json(self, line: str, code: int = 0) -> Any:
+        return json.loads(self(f"{line} --json", code))
