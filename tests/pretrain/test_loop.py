@@ -364,7 +364,7 @@ def test_a_later_phase_with_views_that_the_method_cannot_take_is_refused_first()
 
 
 def test_a_size_that_the_network_does_not_take_is_refused_first() -> None:
-    with pytest.raises(UserError, match="does not take images of 8 px"):
+    with pytest.raises(UserError, match="cannot take images of 8 px"):
         build(backbone={"name": "vit_tiny_patch16_224"})
 
 

@@ -129,9 +129,7 @@ def check_size(module: nn.Module, size: int, *, device: str, name: str) -> None:
             module(torch.zeros(1, 3, size, size, device=device))
     # Each architecture checks its input in its own way, or breaks where it does not.
     except Exception as error:
-        raise UserError(
-            f"'{name}' cannot take images of {size} px (@SIZE sets the side): {first_line(error)}"
-        ) from error
+        raise UserError(f"'{name}' cannot take images of {size} px: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -94,3 +94,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} cannot be read as a checkpoint of this version; "
             "run the same command with --restart to begin anew"
         ) from error
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """Return the global random state: the CPU's, and the GPU's if `device` is one."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states

@@ -12,17 +12,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from transferbench import registry
-from transferbench.backbones.build import build_network, first_line, place
+from transferbench.backbones.build import build_network, check_size, place
 from transferbench.backbones.export import export_backbone
 from transferbench.data.dataset import Dataset
 from transferbench.errors import UserError
 from transferbench.methods.method import BatchInfo, Context, Method, Views
+from transferbench.methods.parts.precision import raise_half
 from transferbench.optim.build import build_optimizer, peak_rate, set_learning_rate
 from transferbench.pretrain import PretrainingFailed
-from transferbench.pretrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from transferbench.pretrain.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    random_states,
+    save_checkpoint,
+)
 from transferbench.pretrain.curves import draw_curves
 from transferbench.pretrain.feed import Feed, derived_seed
 from transferbench.pretrain.interrupt import Interrupt
@@ -94,7 +100,8 @@ class Trainer:
         self.random_state: list[Tensor] | None = None
         settings = kind.Settings.model_validate(recipe.settings)
         with self._own_random_state():
-            _try_sizes(backbone, {*self.feed.all_sizes, recipe.evaluation_size}, self.device)
+            for size in sorted({*self.feed.all_sizes, recipe.evaluation_size}):
+                check_size(backbone, size, device=device, name=recipe.backbone.name)
             for sizes in self.feed.later_view_sizes:
                 # Whether a later phase's views suit the method shows before the first step.
                 kind(settings, deepcopy(backbone), replace(context, view_sizes=sizes))
@@ -172,7 +179,7 @@ class Trainer:
         method.before_step(batch)
         with self._autocast():
             embeddings = method.embed(views, batch)
-        embeddings = {name: _at_least_float32(value) for name, value in embeddings.items()}
+        embeddings = {name: raise_half(value) for name, value in embeddings.items()}
         loss = method.loss(embeddings, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -213,8 +220,6 @@ class Trainer:
             batch_size=self.recipe.batch_size,
         )
 
-    # What a method or a step is given.
-
     def _embed_all(self, epoch: int) -> Callable[..., tuple[Tensor, Tensor]]:
         """Build the function that walks the whole set; see `methods.method.EmbedAll`."""
 
@@ -233,7 +238,7 @@ class Trainer:
                 else:
                     images = self.feed.views(indices, epoch, "embed_all", epoch, number)
                 with self._autocast():
-                    outputs.append(_at_least_float32(function(images)))
+                    outputs.append(raise_half(function(images)))
             self.method.train()
             return torch.arange(len(self.feed), device=self.device), torch.cat(outputs)
 
@@ -253,14 +258,7 @@ class Trainer:
                 for state in self.random_state[1:]:
                     torch.cuda.set_rng_state(state, self.device)
             yield
-            self.random_state = self._random_state_now()
-
-    def _random_state_now(self) -> list[Tensor]:
-        """The global random state: the CPU's, and the GPU's if one is used."""
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return states
+            self.random_state = random_states(self.device)
 
     # What is told and kept.
 
@@ -310,7 +308,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.seconds, self._resumed_at = self._seconds_now(), time.monotonic()
-        states = dict(zip(("torch", "cuda"), self._random_state_now(), strict=False))
+        states = dict(zip(("torch", "cuda"), random_states(self.device), strict=False))
         random = {"method": self.generator.get_state(), **states}
         checkpoint = Checkpoint(
             recipe=self.recipe.digest(),
@@ -357,8 +355,6 @@ class Trainer:
     def _seconds_now(self) -> float:
         return self.seconds + time.monotonic() - self._resumed_at
 
-    # What is left behind.
-
     def export(self, folder: Path) -> None:
         """Write the curves, then the backbone, of a run that is done."""
         recipe = self.recipe
@@ -398,25 +394,5 @@ class Trainer:
     @property
     def device_name(self) -> str:
         """The GPU's name, or the type of another device."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
-        return self.device.type
-
-
-@torch.no_grad()
-def _try_sizes(backbone: nn.Module, sizes: set[int], device: torch.device) -> None:
-    """Raise a UserError unless the network takes images of every size it will be given."""
-    for size in sorted(sizes):
-        try:
-            backbone(torch.zeros(1, 3, size, size, device=device))
-        # Each architecture refuses in its own way.
-        except (AssertionError, ValueError, RuntimeError, ArithmeticError) as error:
-            raise UserError(
-                f"the backbone does not take images of {size} px: {first_line(error)}; change the "
-                "views' size, eval_size, or the backbone's args"
-            ) from error
-
-
-def _at_least_float32(value: Tensor) -> Tensor:
-    """Losses are computed in float32 whatever the networks used."""
-    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+        gpu = self.device.type == "cuda"
+        return torch.cuda.get_device_name(self.device) if gpu else self.device.type
