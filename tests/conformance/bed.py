@@ -194,7 +194,7 @@ def train_step(
 ) -> float:
     """Do what the engine does in a step; `frozen` leaves out what moves state without gradient."""
     if step % STEPS_PER_EPOCH == 0 and not frozen:
-        method.before_epoch(step // STEPS_PER_EPOCH, data.embed_all(method))
+        method.before_epoch(step // STEPS_PER_EPOCH, data.embed_all(method), data.method_chance)
     views, batch = data.step(step, batch_of=batch_of)
     method.before_step(batch)
     embeddings = method.embed(views, batch)

@@ -53,7 +53,7 @@ class Recording(SwAV):
         super().__init__(*arguments)
         self.calls = []
 
-    def before_epoch(self, epoch: int, embed_all: Any) -> None:
+    def before_epoch(self, epoch: int, embed_all: Any, generator: Any) -> None:
         indices, plain = embed_all(lambda views: self.backbone(views[0]))
         _, augmented = embed_all(
             lambda views: torch.cat([v.mean((1, 2, 3))[:, None] for v in views], 1), views="train"
@@ -135,7 +135,7 @@ class Chancy(SwAV):
         super().__init__(*arguments)
         self.register_buffer("epochs", torch.zeros(()))
 
-    def before_epoch(self, epoch: int, embed_all: Any) -> None:
+    def before_epoch(self, epoch: int, embed_all: Any, generator: Any) -> None:
         self.epochs += 1 + embed_all(lambda views: views[0].mean((1, 2, 3)))[1].mean()
 
     def embed(self, views: Any, batch: Any) -> Any:

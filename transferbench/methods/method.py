@@ -115,9 +115,10 @@ class Method(nn.Module):
     """Base of all methods. Subclasses define `Settings`, `embed` and `loss`.
 
     What a class declares: `reads_labels`, labels are handed over in `BatchInfo`;
-    `global_batch_norm`, several processes share batch-norm statistics (the engine then calls
-    `parts.batch_norm.synchronize_batch_norm`); `shuffles_batch_norm`, `embed` exchanges images
-    between processes; `own_groups`, submodules whose weights form a parameter group of that name.
+    `global_batch_norm`, several processes share batch-norm statistics (who runs them calls
+    `parts.batch_norm.synchronize_batch_norm`, and `average_gradients` in every step);
+    `shuffles_batch_norm`, `embed` exchanges images between processes; `own_groups`, submodules
+    whose weights form a parameter group of that name.
 
     Parameters
     ----------
@@ -166,8 +167,8 @@ class Method(nn.Module):
 
     # Called by the engine at the named moment; the default does nothing.
 
-    def before_epoch(self, epoch: int, embed_all: EmbedAll) -> None:
-        """Prepare an epoch: clustering, bank initialisation."""
+    def before_epoch(self, epoch: int, embed_all: EmbedAll, generator: torch.Generator) -> None:
+        """Prepare an epoch: clustering, bank initialisation. `generator` is the steps' own."""
 
     def before_step(self, batch: BatchInfo) -> None:
         """Act before the forward pass, e.g. bring prototypes back to unit length."""

@@ -147,7 +147,7 @@ class Trainer:
         self._enter_phase(epoch)
         # A checkpoint at an epoch's start was written before this hook, any other one after it.
         if done == 0:
-            self.method.before_epoch(epoch, self._embed_all(epoch))
+            self.method.before_epoch(epoch, self._embed_all(epoch), self.generator)
         for indices in self.feed.order(epoch)[done:]:
             features = self._train_step(epoch, indices)
             ended = self.step % self.steps_per_epoch == 0
