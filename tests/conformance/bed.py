@@ -1,4 +1,8 @@
-"""A test bed for any registered method: a tiny network, 16-pixel images, one training step."""
+"""A test bed for any registered method: a tiny network, 16-pixel images, one training step.
+
+A method that comes in kinds (another network, a memory) has a further entry "name:kind" for each
+in `SMALL`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from torch import Tensor, nn
 from transferbench.methods.method import BatchInfo, Context, Embeddings, Method, Views
 from transferbench.methods.parts.batch_norm import synchronize_batch_norm
 from transferbench.methods.parts.collectives import average_gradients, rank, world_size
-from transferbench.registry import load
+from transferbench.registry import load, names
 
 IMAGES = 32
 BATCH = 8
@@ -45,12 +49,29 @@ class TinyNet(nn.Module):
         return out
 
 
+def tiny_vit() -> nn.Module:
+    """Images (B, 3, 16, 16) to features (B, 16), the mean of 16 patch tokens: two blocks."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=0,
+        global_pool="avg",
+        fc_norm=False,
+    )
+
+
 @dataclass(frozen=True)
 class Small:
-    """Settings and views of a method at the size of this bed."""
+    """Settings, views and network of a method at the size of this bed."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     view_sizes: tuple[int, ...] = (16, 16)
+    backbone: Callable[[], nn.Module] = TinyNet
 
 
 SMALL = {
@@ -72,6 +93,19 @@ SMALL = {
         (16, 16, 8, 8),
     ),
 }
+
+
+def cases() -> list[str]:
+    """Every registered method, and the further kinds of those that come in several."""
+    methods = names("methods")
+    kinds = [case for case in SMALL if ":" in case and case.partition(":")[0] in methods]
+    return [*methods, *kinds]
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method, or of one kind of it."""
+    found: type[Method] = load("methods", name.partition(":")[0])
+    return found
 
 
 def small(name: str) -> Small:
@@ -98,7 +132,7 @@ def build(
     **settings: Any,
 ) -> Method:
     """Make a method on the tiny network, in training mode."""
-    method_class = load("methods", name)
+    kind = method_class(name)
     torch.manual_seed(seed)
     spec = small(name)
     context = Context(
@@ -111,8 +145,8 @@ def build(
         epochs=STEPS // STEPS_PER_EPOCH,
         world_size=processes,
     )
-    chosen = method_class.Settings(**{**spec.settings, **settings})
-    method: Method = method_class(chosen, backbone or TinyNet(), context)
+    chosen = kind.Settings(**{**spec.settings, **settings})
+    method = kind(chosen, backbone or spec.backbone(), context)
     return method.to(dtype).train()
 
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from tests.conformance.bed import BATCH, Data, TinyNet, build, optimizer_of, small, train_step
+from tests.conformance.bed import (
+    BATCH,
+    Data,
+    build,
+    cases,
+    method_class,
+    optimizer_of,
+    small,
+    train_step,
+)
 from transferbench.errors import UserError
 from transferbench.methods.method import Context, Method, MethodSettings
-from transferbench.registry import load, names
 
-METHODS = names("methods")
+METHODS = cases()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_class_says_what_it_is(name: str) -> None:
-    method = load("methods", name)
+    method = method_class(name)
     assert issubclass(method, Method)
     assert issubclass(method.Settings, MethodSettings)
     undescribed = [n for n, f in method.Settings.model_fields.items() if not f.description]
@@ -48,7 +57,7 @@ def test_embeddings_count_images_first_and_hold_features(name: str) -> None:
     views, batch = Data(name).step(0)
     embeddings = method.embed(views, batch)
     assert {len(value) for value in embeddings.values()} == {BATCH}
-    assert embeddings["features"].shape == (BATCH, TinyNet.num_features)
+    assert embeddings["features"].shape == (BATCH, method.num_features)
     assert not embeddings["features"].requires_grad
 
 
@@ -87,6 +96,9 @@ def test_one_image_a_batch_is_refused_before_training(name: str) -> None:
         steps_per_epoch=5,
         epochs=2,
     )
-    method = load("methods", name)
-    with pytest.raises(UserError, match=f"batch_size.*{name}"):
-        method(method.Settings(**small(name).settings), TinyNet(), context)
+    method = method_class(name)
+    backbone = small(name).backbone()
+    if not any(isinstance(m, _BatchNorm) for m in build(name).modules()):
+        pytest.skip("nothing normalises over the batch")
+    with pytest.raises(UserError, match=f"batch_size.*{name.partition(':')[0]}"):
+        method(method.Settings(**small(name).settings), backbone, context)

@@ -18,16 +18,17 @@ from tests.conformance.bed import (
     BATCH,
     Data,
     build,
+    cases,
     gradients,
+    method_class,
     optimizer_of,
     share_batch_norm,
     train_step,
 )
 from tests.conformance.pair import RANKS, run_on_both
 from transferbench.methods.parts.collectives import rank, world_size
-from transferbench.registry import load, names
 
-METHODS = names("methods")
+METHODS = cases()
 STEPS = 4
 
 Trace = tuple[list[float], dict[str, Tensor], dict[str, Tensor]]
@@ -80,7 +81,7 @@ def mean_losses(replies: list[Any]) -> Tensor:
     return torch.tensor([reply[0] for reply in replies], dtype=torch.float64).mean(0)
 
 
-GLOBAL = [name for name in METHODS if load("methods", name).global_batch_norm]
+GLOBAL = [name for name in METHODS if method_class(name).global_batch_norm]
 
 
 @pytest.mark.parametrize("name", GLOBAL)

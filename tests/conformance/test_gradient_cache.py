@@ -11,15 +11,15 @@ from tests.conformance.bed import (
     BATCH,
     Data,
     build,
+    cases,
     detached,
     gradients,
     optimizer_of,
     train_step,
 )
 from transferbench.methods.parts.gradient_cache import cached_gradients
-from transferbench.registry import names
 
-METHODS = names("methods")
+METHODS = cases()
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conformance.bed import Data, build, optimizer_of, train_step
-from transferbench.registry import names
+from tests.conformance.bed import Data, build, cases, optimizer_of, train_step
 
-METHODS = names("methods")
+METHODS = cases()
 K = 5  # with 4 steps an epoch: the interruption is inside one
 
 
