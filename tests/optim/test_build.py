@@ -13,7 +13,8 @@ from transferbench.errors import UserError
 from transferbench.optim.build import build_optimizer, set_learning_rate
 from transferbench.optim.settings import OptimizerSettings, ScheduleSettings
 
-NAMES = ["sgd", "lars", "larc", "adam", "adamw", "adagrad", "rmsprop"]
+NAMES = ["sgd", "lars", "larc", "adam", "adamw", "adagrad", "rmsprop", "adam-then-sgd"]
+SWITCH = {"switch_epoch": 1, "sgd_factor": 3.0}
 
 
 def network() -> dict[str, list[nn.Parameter]]:
@@ -26,6 +27,8 @@ def network() -> dict[str, list[nn.Parameter]]:
 
 
 def settings(**given: Any) -> OptimizerSettings:
+    if given.get("name") == "adam-then-sgd":
+        given = SWITCH | given
     return OptimizerSettings.model_validate({"name": "sgd"} | given)
 
 

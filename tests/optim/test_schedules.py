@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -87,3 +88,33 @@ def test_the_momentum_ends_at_one() -> None:
     assert found[0] == pytest.approx(0.99)
     assert found[-1] == 1.0
     assert found == sorted(found)
+
+
+def test_a_cosine_may_end_before_the_run() -> None:
+    found = rates({"name": "fractional-cosine", "epochs": 3, "floor": 0.1})
+    assert found[:15] == rates({"name": "fractional-cosine", "floor": 0.1}, epochs=3)
+    assert set(found[15:]) == {0.2}
+
+
+def test_a_formula_moves_between_epochs_only_and_knows_their_number() -> None:
+    found = rates({"name": "lambda", "formula": "0.5 ** epoch"})
+    assert found == pytest.approx([2.0 * 0.5 ** (step // 5) for step in range(30)])
+    linear = rates({"name": "lambda", "formula": "1 - epoch / epochs", "warmup_epochs": 1})
+    assert linear[:5] == pytest.approx([0.0, 0.4, 0.8, 1.2, 1.6])
+    assert linear[5::5] == pytest.approx([2.0 * (1 - epoch / 6) for epoch in range(1, 6)])
+
+
+def test_pycontrast_ends_on_its_floor_and_warms_up_to_its_own_curve() -> None:
+    found = rates({"name": "pycontrast", "floor": 0.1, "warmup_epochs": 2, "warmup_start": 0.5})
+    assert found[0] == 1.0
+    assert found[25:] == pytest.approx([0.2] * 5)
+    curve = 0.2 + 1.8 * 0.5 * (1 + math.cos(math.pi * 2 / 6))
+    assert found[9] == pytest.approx(1.0 + (curve - 1.0) * 9 / 10)
+
+
+def test_sela_makes_labels_often_at_first() -> None:
+    found = schedules.label_times(10, 5)
+    assert found[0] == 0.0
+    assert found[-1] == pytest.approx(11.01)
+    assert sorted(b - a for a, b in pairwise(found)) == [b - a for a, b in pairwise(found)]
+    assert schedules.label_times(10, 1) == [0.0]

@@ -128,6 +128,50 @@ def test_a_wrong_key_type_or_range_is_one_line(changes: dict[str, Any], said: st
             "mine.toml: phases.1.schedule.warmup_epochs (2) must not exceed the schedule's "
             "number of epochs (1)",
         ),
+        (
+            {"schedule": {"name": "step", "milestones": [2, 3]}},
+            "mine.toml: schedule.milestones: the rate would never drop at epoch 3, for the "
+            "schedule has 3 epochs, counted from 0",
+        ),
+        (
+            {"schedule": {"name": "step", "every": 3}},
+            "mine.toml: schedule.every: the rate would never drop at epoch 3, for the schedule "
+            "has 3 epochs, counted from 0",
+        ),
+        (
+            {"schedule": {"name": "cosine", "epochs": 4}},
+            "mine.toml: schedule.epochs (4) must not exceed 3",
+        ),
+        (
+            {"schedule": {"name": "cosine", "epochs": 2, "warmup_epochs": 3}},
+            "mine.toml: schedule.warmup_epochs (3) must not exceed the schedule's number of "
+            "epochs (2)",
+        ),
+        (
+            {"schedule": {"name": "lambda", "formula": "1 / (epoch - 2)"}},
+            "mine.toml: schedule.formula: '1 / (epoch - 2)' must be a finite number of at least 0 "
+            "in every epoch, but at epoch 0 of 3 it is -0.5",
+        ),
+        (
+            {"schedule": {"name": "lambda", "formula": "0.9 ** epohc"}},
+            "mine.toml: schedule: a formula has no name 'epohc'; did you mean 'epoch'?",
+        ),
+        (
+            {
+                "optimizer": {
+                    "name": "adam-then-sgd",
+                    "lr": 0.1,
+                    "switch_epoch": 3,
+                    "sgd_factor": 9.0,
+                }
+            },
+            "mine.toml: optimizer.switch_epoch (3) must be below epochs (3), or the optimizer "
+            "never switches",
+        ),
+        (
+            {"optimizer": {**SGD, "lr_scaling": "sqrt"}},
+            "mine.toml: optimizer: 'lr_scaling' scales 'base_lr'; 'lr' is taken as it is",
+        ),
     ],
 )
 def test_a_rule_between_keys_is_told_in_its_own_words(changes: dict[str, Any], said: str) -> None:
@@ -152,6 +196,8 @@ def test_a_warmup_may_last_the_whole_run() -> None:
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("tiny/")])
 def test_a_tiny_recipe_can_be_tried_for_one_epoch(name: str) -> None:
+    if load_recipe(name).phases:
+        pytest.skip("its last phase begins later")
     assert load_recipe(name, overrides=["epochs=1"]).epochs == 1
 
 

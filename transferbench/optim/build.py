@@ -13,6 +13,21 @@ from transferbench.errors import unknown
 from transferbench.optim.lars import LARS
 from transferbench.optim.schedules import learning_rate, scaled_rate
 from transferbench.optim.settings import GroupSettings, OptimizerSettings, ScheduleSettings
+from transferbench.optim.switching import AdamThenSGD
+
+OPTIONS = (
+    "momentum",
+    "nesterov",
+    "betas",
+    "eps",
+    "alpha",
+    "eta",
+    "lr_inside",
+    "clip",
+    "switch_epoch",
+    "sgd_factor",
+)
+"""The settings that optimizers take as they are, each those that it has."""
 
 
 def peak_rate(settings: OptimizerSettings, batch_size: int, group: GroupSettings | None) -> float:
@@ -20,11 +35,11 @@ def peak_rate(settings: OptimizerSettings, batch_size: int, group: GroupSettings
     if group is not None and group.lr is not None:
         return group.lr
     if group is not None and group.base_lr is not None:
-        return scaled_rate(group.base_lr, batch_size, settings.lr_scaling)
+        return scaled_rate(group.base_lr, batch_size, settings.lr_scaling or "linear")
     if settings.lr is not None:
         return settings.lr
     assert settings.base_lr is not None  # the settings hold exactly one
-    return scaled_rate(settings.base_lr, batch_size, settings.lr_scaling)
+    return scaled_rate(settings.base_lr, batch_size, settings.lr_scaling or "linear")
 
 
 def build_optimizer(
@@ -82,9 +97,7 @@ def build_optimizer(
 
 def _optimizer(settings: OptimizerSettings, groups: list[dict[str, Any]]) -> Optimizer:
     options: dict[str, Any] = {
-        key: getattr(settings, key)
-        for key in ("momentum", "nesterov", "betas", "eps", "alpha", "eta", "lr_inside", "clip")
-        if getattr(settings, key) is not None
+        key: getattr(settings, key) for key in OPTIONS if getattr(settings, key) is not None
     }
     options["lr"] = groups[0]["lr"]
     match settings.name:
@@ -102,6 +115,8 @@ def _optimizer(settings: OptimizerSettings, groups: list[dict[str, Any]]) -> Opt
             return torch.optim.Adagrad(groups, **options)
         case "rmsprop":
             return torch.optim.RMSprop(groups, **options)
+        case "adam-then-sgd":
+            return AdamThenSGD(groups, **options)
 
 
 def set_learning_rate(
@@ -114,19 +129,24 @@ def set_learning_rate(
     num_images: int | None = None,
     batch_size: int | None = None,
 ) -> float:
-    """Write the rate of one step into every group without a fixed one; return the first group's.
+    """Write the rate of the coming step into every group; return the first group's.
 
-    The arguments are those of `schedules.learning_rate`.
+    A group with a fixed rate keeps its peak. The arguments are those of `schedules.learning_rate`.
     """
+    factor = 1.0
+    if isinstance(optimizer, AdamThenSGD):
+        factor = optimizer.begin_step(steps_per_epoch)
     for group in optimizer.param_groups:
+        rate = group["peak_lr"]
         if not group["fixed_lr"]:
-            group["lr"] = learning_rate(
+            rate = learning_rate(
                 schedule,
-                group["peak_lr"],
+                rate,
                 step,
                 steps_per_epoch=steps_per_epoch,
                 epochs=epochs,
                 num_images=num_images,
                 batch_size=batch_size,
             )
+        group["lr"] = rate * factor
     return float(optimizer.param_groups[0]["lr"])

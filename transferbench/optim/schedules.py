@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from transferbench.optim.formula import value_at
 from transferbench.optim.settings import ScheduleSettings
 
 
@@ -77,6 +78,41 @@ def swav_rate(
     return final + (base - final) * share
 
 
+def pycontrast_rate(
+    step: int,
+    *,
+    steps_per_epoch: int,
+    warmup_epochs: float,
+    epochs: int,
+    base: float,
+    start: float,
+    final: float,
+) -> float:
+    """Cosine over epochs counted from 1 (HobbitLong/PyContrast: learning/base_trainer.py).
+
+    `final + (base - final) * (1 + cos(pi * e / epochs)) / 2` in epoch e; before, in each step, a
+    line from `start` to the value of the last warm-up epoch.
+    """
+
+    def at(epoch: float) -> float:
+        return final + (base - final) * half_cosine(min(epoch / epochs, 1.0))
+
+    warmup = warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return start + (at(warmup_epochs) - start) * step / warmup
+    return at(step // steps_per_epoch + 1)
+
+
+def label_times(epochs: int, count: int) -> list[float]:
+    """Return when SeLa makes its labels anew, in epochs, `count` times, ascending.
+
+    `(epochs + 1.01) * x**2` for x on an even grid from 0 to 1, both included: often at first
+    (arXiv 1911.05371; yukimasano/self-label: main.py). SeLa-v2 does so in every epoch.
+    """
+    steps = max(count - 1, 1)
+    return [(epochs + 1.01) * (number / steps) ** 2 for number in range(count)]
+
+
 def cosine_momentum(base: float, step: float, total: float) -> float:
     """Rise from `base` at step 0 to 1 at `total` along a cosine (BYOL, arXiv 2006.07733 sec. 3.3).
 
@@ -113,6 +149,7 @@ def learning_rate(
     """
     warmup_epochs = settings.warmup_epochs or 0.0
     floor = settings.floor or 0.0
+    epochs = settings.epochs or epochs
     epoch = step // steps_per_epoch
     match settings.name:
         case "cosine":
@@ -127,6 +164,16 @@ def learning_rate(
             )
         case "epoch-cosine":
             return warmup_then_cosine(epoch, warmup=0, total=epochs, peak=base, floor=floor)
+        case "pycontrast":
+            return pycontrast_rate(
+                step,
+                steps_per_epoch=steps_per_epoch,
+                warmup_epochs=warmup_epochs,
+                epochs=epochs,
+                base=base,
+                start=(settings.warmup_start or 0.0) * base,
+                final=floor * base,
+            )
         case "swav":
             return swav_rate(
                 step,
@@ -136,12 +183,15 @@ def learning_rate(
                 start=(settings.warmup_start or 0.0) * base,
                 final=floor * base,
             )
-        case "step" | "constant":
+        case "step" | "constant" | "lambda":
             at = step / steps_per_epoch
             if at < warmup_epochs:
                 return base * at / warmup_epochs
             if settings.name == "constant":
                 return base
+            if settings.name == "lambda":
+                assert settings.formula is not None  # the settings hold one
+                return base * value_at(settings.formula, min(epoch, epochs - 1), epochs)
             return epoch_steps(
                 epoch,
                 base,

@@ -28,6 +28,7 @@ from transferbench import registry
 from transferbench.augment.settings import Normalization, ViewSettings
 from transferbench.backbones.settings import NetworkSettings
 from transferbench.errors import UserError, unknown
+from transferbench.optim.formula import value_at
 from transferbench.optim.settings import OptimizerSettings, ScheduleSettings
 from transferbench.pretrain.invalid import invalid
 from transferbench.storage import digest, packaged_folders
@@ -133,7 +134,7 @@ class Recipe(_Strict):
         return self
 
     @model_validator(mode="after")
-    def _warmup_in_time(self) -> Self:
+    def _schedules_in_time(self) -> Self:
         stops = [*(phase.from_epoch for phase in self.phases[1:]), self.epochs]
         spans = [("schedule", self.schedule, self.epochs)] + [
             (f"phases.{number}.schedule", phase.schedule, stop - phase.from_epoch)
@@ -141,11 +142,13 @@ class Recipe(_Strict):
             if phase.schedule is not None
         ]
         for where, schedule, epochs in spans:
-            if (schedule.warmup_epochs or 0) > epochs:
-                raise ValueError(
-                    f"{where}.warmup_epochs ({schedule.warmup_epochs:g}) must not exceed the "
-                    f"schedule's number of epochs ({epochs})"
-                )
+            _check_schedule(where, schedule, epochs)
+        switch = self.optimizer.switch_epoch
+        if switch is not None and switch >= self.epochs:
+            raise ValueError(
+                f"optimizer.switch_epoch ({switch}) must be below epochs ({self.epochs}), "
+                "or the optimizer never switches"
+            )
         return self
 
     @property
@@ -175,6 +178,31 @@ class Recipe(_Strict):
     def digest(self) -> str:
         """SHA-256 that two recipes share exactly if all their values are equal."""
         return digest(self.plain())
+
+
+def _check_schedule(where: str, schedule: ScheduleSettings, epochs: int) -> None:
+    """Refuse what would have no effect, or no value, within the epochs that a schedule has."""
+    if (schedule.epochs or 0) > epochs:
+        raise ValueError(f"{where}.epochs ({schedule.epochs}) must not exceed {epochs}")
+    epochs = schedule.epochs or epochs
+    if (schedule.warmup_epochs or 0) > epochs:
+        raise ValueError(
+            f"{where}.warmup_epochs ({schedule.warmup_epochs:g}) must not exceed the "
+            f"schedule's number of epochs ({epochs})"
+        )
+    late = [m for m in (*(schedule.milestones or ()), schedule.every or 0) if m >= epochs]
+    if late:
+        key = "every" if schedule.every else "milestones"
+        raise ValueError(
+            f"{where}.{key}: the rate would never drop at epoch {late[0]}, for the schedule has "
+            f"{epochs} epochs, counted from 0"
+        )
+    if schedule.formula is not None:
+        try:
+            for epoch in range(epochs):
+                value_at(schedule.formula, epoch, epochs)
+        except ValueError as error:
+            raise ValueError(f"{where}.formula: {error}") from None
 
 
 def parse_recipe(data: dict[str, Any], where: str) -> Recipe:
