@@ -68,3 +68,36 @@ def test_accuracy_is_logged() -> None:
     logits[0] = logits[0].roll(1)
     method.loss({"logits": logits}, batch)
     assert float(method.logged["top1"]) == pytest.approx(7 / 8)
+
+
+def layers(**settings: object) -> list[str]:
+    method = Supervised(Supervised.Settings(**settings), TinyNet(), context(5))
+    inner = list(method.classifier.children()) or [method.classifier]
+    return [type(layer).__name__ for layer in inner]
+
+
+def test_the_classifier_may_have_a_hidden_layer_batch_norm_and_dropout() -> None:
+    assert layers() == ["Linear"]
+    assert layers(dropout=0.2) == ["Dropout", "Linear"]
+    assert layers(classifier_hidden=7) == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert layers(classifier_hidden=7, classifier_batch_norm=False, dropout=0.2) == [
+        "Linear",
+        "ReLU",
+        "Dropout",
+        "Linear",
+    ]
+
+
+def test_batch_norm_that_is_not_there_cannot_be_left_out() -> None:
+    with pytest.raises(UserError, match="give 'classifier_hidden'"):
+        layers(classifier_batch_norm=False)
+
+
+def test_dropout_drops_in_training_only() -> None:
+    method, data = build("supervised", dropout=0.5), Data("supervised")
+    views, batch = data.step(0)
+    first, second = (method.embed(views, batch)["logits"] for _ in range(2))
+    assert not torch.equal(first, second)
+    method.eval()
+    first, second = (method.embed(views, batch)["logits"] for _ in range(2))
+    assert torch.equal(first, second)

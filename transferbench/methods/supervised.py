@@ -27,6 +27,7 @@ from transferbench.methods.method import (
     MethodSettings,
     Views,
 )
+from transferbench.methods.parts.heads import mlp
 from transferbench.methods.parts.precision import at_least_float32
 from transferbench.methods.parts.requirements import require_batch, require_views
 
@@ -39,6 +40,12 @@ class SupervisedSettings(MethodSettings):
     initialization: Literal["fan-out", "backbone"] = "fan-out"
     """"fan-out": a network with batch norm starts as torchvision's ResNets do; "backbone": as
     timm built it (which zeroes the last batch-norm scale of each residual block)."""
+    classifier_hidden: int | None = Field(default=None, ge=1)
+    """Width of a hidden layer in the classifier; default: none, the classifier is linear."""
+    classifier_batch_norm: bool = True
+    """Batch norm after the hidden layer."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability of dropping a hidden unit, or without a hidden layer a feature."""
 
 
 class Supervised(Method):
@@ -60,7 +67,7 @@ class Supervised(Method):
             isinstance(module, _BatchNorm) for module in backbone.modules()
         ):
             backbone.apply(initialize_fan_out)
-        self.classifier = nn.Linear(self.num_features, context.num_classes)
+        self.classifier = classifier(self.num_features, context.num_classes, settings)
 
     def embed(self, views: Views, batch: BatchInfo) -> Embeddings:
         """Return "logits" (B, classes)."""
@@ -74,6 +81,23 @@ class Supervised(Method):
         logits = embeddings["logits"]
         self.log("top1", (logits.argmax(1) == batch.labels).float().mean())
         return cross_entropy(logits, batch.labels, self.settings.label_smoothing)
+
+
+def classifier(features: int, classes: int, settings: SupervisedSettings) -> nn.Module:
+    """Build the classifier, (B, features) to (B, classes)."""
+    if settings.classifier_hidden is not None:
+        return mlp(
+            [features, settings.classifier_hidden, classes],
+            norm=settings.classifier_batch_norm,
+            dropout=settings.dropout,
+        )
+    if not settings.classifier_batch_norm:
+        raise UserError(
+            "settings.classifier_batch_norm: a linear classifier has no batch norm to leave out; "
+            "give 'classifier_hidden'"
+        )
+    linear = nn.Linear(features, classes)
+    return nn.Sequential(nn.Dropout(settings.dropout), linear) if settings.dropout else linear
 
 
 @at_least_float32
