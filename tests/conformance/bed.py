@@ -92,6 +92,40 @@ SMALL = {
         },
         (16, 16, 8, 8),
     ),
+    "simsiam": Small({"projector_output": 16, "predictor_hidden": 4}),
+    "barlow-twins": Small({"projector_hidden": 24, "projector_output": 16}),
+    "simclr-v2": Small({"projector_hidden": 24, "projector_output": 16, "temperature": 0.5}),
+    "simclr-v2:memory": Small(
+        {
+            "projector_hidden": 24,
+            "projector_output": 16,
+            "temperature": 0.5,
+            "memory_size": 3 * BATCH,
+            "memory_momentum": 0.9,
+        }
+    ),
+    "moco-v3": Small(
+        {
+            "projector_hidden": 24,
+            "projector_output": 16,
+            "predictor_hidden": 24,
+            "temperature": 0.2,
+            "momentum": 0.9,
+        }
+    ),
+    "moco-v3:vit": Small(
+        {
+            "projector_hidden": 24,
+            "projector_output": 16,
+            "predictor_hidden": 24,
+            "temperature": 0.2,
+            "momentum": 0.9,
+        },
+        backbone=tiny_vit,
+    ),
+    "mae": Small(
+        {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}, (16,), backbone=tiny_vit
+    ),
 }
 
 

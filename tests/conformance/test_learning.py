@@ -53,6 +53,25 @@ def swav_start(settings: Any) -> float:
     )
 
 
+def barlow_start(settings: Any) -> float:
+    """Independent columns: a sample correlation has mean 0 and second moment 1 / (N - 1)."""
+    width, chance = settings.projector_output, 1 / (BATCH - 1)
+    diagonal, off_diagonal = 1 + chance, (width - 1) * chance
+    return width * (diagonal + settings.off_diagonal_weight * off_diagonal)
+
+
+def moco_v3_start(settings: Any) -> float:
+    """4 T ln N plus the spread of similarities."""
+    t = settings.temperature
+    return 4 * t * (math.log(BATCH) + 1 / (2 * settings.projector_output * t**2))
+
+
+def mae_start(settings: Any) -> float:
+    """Normalised targets' mean square plus the variance of an untrained decoder's output."""
+    pixels, width = 4 * 4 * 3, settings.decoder_width
+    return (pixels - 1) / pixels + 2 * width / (width + pixels)
+
+
 # The sheets' starting values for views that carry nothing in common: settings that make the
 # closed form apply, the value, and how far a batch of this size may be from it.
 START: dict[str, tuple[dict[str, Any], Callable[[Any], float], float]] = {
@@ -68,6 +87,15 @@ START: dict[str, tuple[dict[str, Any], Callable[[Any], float], float]] = {
         swav_start,
         0.15,
     ),
+    "simsiam": ({"projector_output": 256, "predictor_hidden": 64}, lambda _: 0.0, 0.1),
+    "barlow-twins": ({"projector_hidden": 512, "projector_output": 64}, barlow_start, 4.0),
+    "simclr-v2": (
+        {"projector_hidden": 64, "projector_output": 128, "temperature": 0.2},
+        simclr_start,
+        0.2,
+    ),
+    "moco-v3": ({"projector_hidden": 64, "projector_output": 256}, moco_v3_start, 0.1),
+    "mae": ({"decoder_width": 64}, mae_start, 0.3),
 }
 
 
