@@ -93,7 +93,8 @@ class MAE(Method):
         keep, restore, hidden = random_mask(noise, self.settings.mask_ratio)
         tokens = encode_visible(vit, images, keep)
         return {
-            "predictions": self.decoder(tokens, restore),
+            # With mean pooling timm may keep the last norm behind the pooling.
+            "predictions": self.decoder(vit.fc_norm(tokens), restore),
             "patches": patchify(images, vit.patch_embed.patch_size),
             "hidden": hidden,
             "features": pool(vit, tokens).detach(),
