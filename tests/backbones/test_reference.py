@@ -210,6 +210,13 @@ def test_every_kind_takes_a_size(text: str, size: int, tmp_path: Path, monkeypat
     assert reference.load("cpu").input_size == size
 
 
+def test_a_timm_model_otherwise_than_by_default_has_a_name_of_its_own():
+    texts = ("timm:resnet10t", "timm:resnet10t@48", 'timm:resnet10t?args={"layers":[1,1,1,1]}')
+    names = [parse_reference(text, seed=0).name for text in texts]
+    assert names[0] == "resnet10t"
+    assert len(set(names)) == 3
+
+
 def test_content_not_path_identifies_a_file(weights: Path, tmp_path: Path):
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(weights.read_bytes())

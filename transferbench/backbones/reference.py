@@ -117,7 +117,14 @@ class TimmReference:
     def __init__(self, rest: str, *, seed: int) -> None:
         self.text = f"timm:{rest}"
         self._network, self._given = _parse(self.text, rest)
-        self.name = self._network.name
+
+    @property
+    def name(self) -> str:
+        """The architecture, and a mark of what is not timm's default: another row's."""
+        name = self._network.name
+        if self.text == f"timm:{name}":
+            return name
+        return f"{name}-{backbone_digest('', self._network, self._input)[:8]}"
 
     def identity(self) -> dict[str, Any]:
         """Return digest, weights, network and preprocessing; the first time loads the weights."""
