@@ -80,6 +80,9 @@ SMALL = {
     "byol": Small(
         {"projector_hidden": 24, "projector_output": 16, "predictor_hidden": 24, "tau_base": 0.9}
     ),
+    "deepcluster-v2": Small(
+        {"projector_hidden": 24, "projector_output": 16, "prototypes": (5, 6, 4)}, (16, 16, 8)
+    ),
     "swav": Small(
         {
             "projector_hidden": 24,

@@ -82,6 +82,17 @@ START: dict[str, tuple[dict[str, Any], Callable[[Any], float], float]] = {
         0.2,
     ),
     "byol": ({"projector_output": 256}, lambda _: 4.0, 0.5),
+    # Clusters tell little about views that have nothing in common with those clustered.
+    "deepcluster-v2": (
+        {
+            "projector_hidden": 256,
+            "projector_output": 64,
+            "prototypes": (10, 10),
+            "temperature": 0.2,
+        },
+        lambda settings: math.log(settings.prototypes[0]),
+        0.1,
+    ),
     "swav": (
         {"projector_hidden": 256, "projector_output": 64, "prototypes": 500},
         swav_start,
@@ -106,6 +117,7 @@ def test_the_first_loss_is_the_sheet_s(name: str) -> None:
     backbone = Unrelated() if small(name).backbone is TinyNet else None
     method = build(name, backbone=backbone, **settings)
     data = Data(name)
+    method.before_epoch(0, data.embed_all(method), data.method_chance)
     losses = []
     for step in range(16):
         views, batch = data.step(step)
