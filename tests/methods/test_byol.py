@@ -105,3 +105,12 @@ def test_the_predictor_s_weights_are_a_group_of_their_own() -> None:
     groups = method.parameter_groups()
     weights = [p for p in method.predictor.parameters() if p.ndim > 1]
     assert [id(p) for p in groups["predictor"]] == [id(p) for p in weights]
+
+
+def test_the_predictor_has_the_layers_asked_for() -> None:
+    def linears(layers: int) -> int:
+        method = build("byol", predictor_layers=layers)
+        return sum(isinstance(m, nn.Linear) for m in method.get_submodule("predictor").modules())
+
+    assert [linears(layers) for layers in range(4)] == [0, 1, 2, 3]
+    assert build("byol", predictor_layers=0).parameter_groups()["predictor"] == []

@@ -103,7 +103,7 @@ def test_queue_rows_are_shared_out_over_processes() -> None:
 
 
 def test_usage_entropy_falls_to_zero_when_one_prototype_takes_all() -> None:
-    method, data = build("swav"), Data("swav")
+    method, data = build("swav", freeze_prototypes_steps=0), Data("swav")
     views, batch = data.step(0)
     method.before_step(batch)
     method.loss(method.embed(views, batch), batch)
@@ -122,3 +122,13 @@ def test_recipes_that_cannot_work_are_refused() -> None:
         make(code_views=(1, 1))
     with pytest.raises(UserError, match=r"settings\.queue_length: 4 is less than one batch of 8"):
         make(queue_length=4)
+
+
+def test_usage_is_told_once_the_prototypes_may_move() -> None:
+    method, data = build("swav", freeze_prototypes_steps=2), Data("swav")
+    told = []
+    for views, batch in map(data.step, range(3)):
+        method.logged.clear()
+        method(views, batch)
+        told.append("usage_entropy" in method.logged)
+    assert told == [False, False, True]

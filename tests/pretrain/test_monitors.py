@@ -54,6 +54,7 @@ def test_health_of_even_and_of_collapsed_features() -> None:
         ({"spread": 0.01, "rankme": 1.1}, "spread", "byol: all images get nearly the same"),
         ({"spread": 0.5, "rankme": 2.0}, "rankme", "byol: the features use about 2.0 dimensions"),
         ({"usage_entropy": 0.2}, "usage_entropy", "byol: few prototypes or classes are used"),
+        ({"output_spread": 0.1}, "output_spread", "byol: all images get nearly the same proj"),
     ],
 )
 def test_collapse_is_named_with_method_and_cause(

@@ -28,6 +28,7 @@ from transferbench.methods.parts.ema import frozen_copy, update_ema
 from transferbench.methods.parts.heads import mlp
 from transferbench.methods.parts.precision import at_least_float32
 from transferbench.methods.parts.requirements import require_batch, require_views
+from transferbench.methods.parts.spread import output_spread
 from transferbench.optim.schedules import cosine_momentum
 
 
@@ -39,7 +40,10 @@ class BYOLSettings(MethodSettings):
     projector_output: int = Field(default=256, ge=1)
     """Width of the projection, and of the prediction."""
     predictor_hidden: int = Field(default=4096, ge=1)
-    """Width of the predictor's hidden layer."""
+    """Width of the predictor's hidden layers."""
+    predictor_layers: int = Field(default=2, ge=0)
+    """Linear layers of the predictor (table 14a). 0: none, with which the network collapses
+    (table 5b)."""
     tau_base: float = Field(default=0.996, ge=0.0, le=1.0)
     """Share of the target that an update keeps, at the first step (300 epochs: 0.99)."""
     constant_tau: bool = False
@@ -60,7 +64,7 @@ class BYOL(Method):
         require_batch("byol", context, 2)
         width, output = self.num_features, settings.projector_output
         self.projector = mlp([width, settings.projector_hidden, output], last_bias=False)
-        self.predictor = mlp([output, settings.predictor_hidden, output], last_bias=False)
+        self.predictor = predictor(settings)
         self.target_backbone = frozen_copy(self.backbone)
         self.target_projector = frozen_copy(self.projector)
 
@@ -86,6 +90,7 @@ class BYOL(Method):
         # Each view predicts the target of the other.
         distances = squared_distance(predictions, targets.flip(1))
         self.log("prediction_similarity", 1 - distances.detach().mean() / 2)
+        self.log("output_spread", output_spread(targets))
         self.log("tau", self.tau(batch))
         return distances.sum(1).mean()
 
@@ -100,6 +105,15 @@ class BYOL(Method):
         if self.settings.constant_tau:
             return float(self.settings.tau_base)
         return cosine_momentum(self.settings.tau_base, batch.step, batch.total_steps)
+
+
+def predictor(settings: BYOLSettings) -> nn.Module:
+    """Build the predictor, (B, projector_output) to the same."""
+    if settings.predictor_layers == 0:
+        return nn.Identity()
+    output = settings.projector_output
+    hidden = [settings.predictor_hidden] * (settings.predictor_layers - 1)
+    return mlp([output, *hidden, output], last_bias=False)
 
 
 @at_least_float32

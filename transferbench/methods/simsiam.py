@@ -12,8 +12,6 @@ recipe gives `fixed_lr`. Weight decay is on every parameter (app. A).
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -30,6 +28,7 @@ from transferbench.methods.method import (
 from transferbench.methods.parts.heads import mlp
 from transferbench.methods.parts.precision import at_least_float32
 from transferbench.methods.parts.requirements import require_batch, require_views
+from transferbench.methods.parts.spread import output_spread
 
 
 class SimSiamSettings(MethodSettings):
@@ -86,7 +85,7 @@ class SimSiam(Method):
         p, z = embeddings["p"], embeddings["z"]
         if self.settings.stop_gradient:
             z = z.detach()
-        self.log("output_spread", output_std(z.detach()) * math.sqrt(z.shape[-1]))
+        self.log("output_spread", output_spread(z))
         return negative_cosine(p, z.flip(1)).mean()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -102,12 +101,3 @@ class SimSiam(Method):
 def negative_cosine(p: Tensor, z: Tensor, epsilon: float = 1e-8) -> Tensor:
     """Return -cos(p, z) over the last axis, (..., D) to (...); norms are at least epsilon."""
     return -F.cosine_similarity(p, z, dim=-1, eps=epsilon)
-
-
-@at_least_float32
-def output_std(z: Tensor) -> Tensor:
-    """Return the standard deviation of unit outputs (B, ..., D) over the batch, their mean.
-
-    About 1 / sqrt(D) when healthy, 0 when all images get one output (arXiv 2011.10566 fig. 2).
-    """
-    return F.normalize(z, dim=-1).std(0, correction=0).mean()

@@ -104,7 +104,9 @@ class SwAV(Method):
         scores = score(embeddings["z"], self.prototypes.weight)
         codes = self.codes(scores, batch)
         with torch.no_grad():
-            self.log("usage_entropy", _usage_entropy(scores))
+            if batch.step >= self.frozen_steps(batch):
+                # Prototypes that have not moved yet tell nothing of a collapse.
+                self.log("usage_entropy", _usage_entropy(scores))
             self.log("code_entropy", torch.special.entr(codes).sum(-1).mean())
         options = self.settings
         return swapped_prediction(scores, codes, options.code_views, options.temperature)
@@ -133,11 +135,14 @@ class SwAV(Method):
 
     def after_backward(self, batch: BatchInfo) -> None:
         """Cancel the prototypes' gradient while they are frozen: no momentum, no decay either."""
-        frozen = self.settings.freeze_prototypes_steps
-        if frozen is None:
-            frozen = self.settings.freeze_prototypes_epochs * batch.steps_per_epoch
-        if batch.step < frozen:
+        if batch.step < self.frozen_steps(batch):
             self.prototypes.weight.grad = None
+
+    def frozen_steps(self, batch: BatchInfo) -> int:
+        """Return how many steps at the beginning leave the prototypes as they are."""
+        steps: int | None = self.settings.freeze_prototypes_steps
+        epochs: int = self.settings.freeze_prototypes_epochs
+        return epochs * batch.steps_per_epoch if steps is None else steps
 
     def after_step(self, embeddings: Embeddings, batch: BatchInfo) -> None:
         """Put this step's embeddings on top of the queues."""

@@ -14,6 +14,9 @@ from transferbench.measures.geometry import feature_std, rankme
 SPREAD_FLOOR = 0.1
 """Lowest healthy spread: per-dimension std of unit features times the square root of D."""
 
+OUTPUT_SPREAD_FLOOR = 0.4
+"""Lowest healthy spread of what the loss compares; at it, two images' mean cosine is 0.84."""
+
 RANK_FLOOR = 3.0
 """Lowest healthy RankMe of the backbone's features."""
 
@@ -86,7 +89,9 @@ def signs_of_collapse(method: str, health: Mapping[str, float]) -> dict[str, str
         Named in the warning.
     health : mapping
         "spread" and "rankme" of `feature_health`, and means of what the method logged: a name
-        that ends in "usage_entropy" is a share of its largest value.
+        that ends in "usage_entropy" is a share of its largest value, and not logged while
+        prototypes are frozen; "output_spread" is the spread of the projections, which may
+        collapse under a backbone that does not.
 
     Returns
     -------
@@ -104,14 +109,22 @@ def signs_of_collapse(method: str, health: Mapping[str, float]) -> dict[str, str
     elif rank < RANK_FLOOR:
         found["rankme"] = (
             f"{method}: the features use about {rank:.1f} dimensions (below {RANK_FLOOR:.0f}); "
-            "likely the learning rate or the weight decay is too high, or views carry too little "
-            "in common"
+            "likely the loss is falling to a constant solution, the learning rate or the weight "
+            "decay is too high, or views carry too little in common"
+        )
+    output = health.get("output_spread", 1.0)
+    if output < OUTPUT_SPREAD_FLOOR:
+        found["output_spread"] = (
+            f"{method}: all images get nearly the same projection (spread {output:.3f}, below "
+            f"{OUTPUT_SPREAD_FLOOR}); likely the loss has a constant solution here (no predictor, "
+            "no stop-gradient, a target that follows at once) or the learning rate is too high"
         )
     for name, value in health.items():
         if name.endswith("usage_entropy") and value < USAGE_FLOOR:
             found[name] = (
                 f"{method}: few prototypes or classes are used ({name} {value:.2f} of its largest "
-                f"value, below {USAGE_FLOOR}); likely too many of them for the batch, or they "
-                "moved before the features settled (freeze them longer)"
+                f"value, below {USAGE_FLOOR}); likely nothing in the loss spreads the images over "
+                "them (a diversity or balancing term), there are too many of them for the batch, "
+                "or they moved before the features settled (freeze them longer)"
             )
     return found
