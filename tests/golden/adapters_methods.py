@@ -20,7 +20,7 @@ from transferbench.methods.parts.ema import update_ema
 from transferbench.methods.parts.sinkhorn import sinkhorn
 from transferbench.methods.simclr_v1 import SimCLRv1, projection_head
 from transferbench.methods.supervised import Supervised, initialize_fan_out
-from transferbench.methods.swav import SwAV
+from transferbench.methods.swav import SwAV, score
 
 Case = dict[str, Any]
 
@@ -86,17 +86,16 @@ def simclr_loss_case(inputs: Case, params: Case, key: str) -> Any:
         return [*shares, sum(shares) / 2]
     z = inputs["z"].clone().requires_grad_()
     first, second = z.chunk(2)
-    if "official-scale" in name or "temperature-half" in name:
+    if "temperature-half" in name:
         logits, positives = nt_xent_logits(first, second, params["T"])
         rows = F.cross_entropy(logits, positives, reduction="none")
-        if "official-scale" in name:
-            return sum(view.mean() for view in rows.chunk(2))
-        return [rows.mean(), rows]
+        return [simclr_loss(torch.stack([first, second], dim=1), params["T"]), rows]
     loss = simclr_loss(torch.stack([first, second], dim=1), params["T"])
     if "gradient" in name:
         loss.backward()
         return z.grad
-    return loss
+    # The official scalar adds the two views' means.
+    return 2 * loss if "official-scale" in name else loss
 
 
 @golden("simclr-v1/head")
@@ -214,7 +213,7 @@ def swav_loss_case(inputs: Case, params: Case, key: str) -> Any:
     loss.backward()
     answer = {"loss": loss, "grad_prototypes": method.prototypes.weight.grad}
     answer |= {f"grad_z{v}": leaf.grad for v, leaf in enumerate(leaves)}
-    codes = method.codes(z @ prototypes.T, batch_info())
+    codes = method.codes(score(z, prototypes), batch_info())
     for view, code in zip(code_views, codes, strict=True):
         answer[f"code_view{view}"] = code
         answer |= {f"code_view{view}_row{i}": row for i, row in enumerate(code)}
