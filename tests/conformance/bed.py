@@ -76,7 +76,55 @@ class Small:
 
 SMALL = {
     "supervised": Small({"label_smoothing": 0.1}, (16,)),
+    "insdis": Small({"projector_output": 16, "negatives": 12, "temperature": 0.2}, (16,)),
+    "insdis:nce": Small(
+        {
+            "projector_output": 16,
+            "objective": "nce",
+            "negatives": 12,
+            "temperature": 0.2,
+            "proximal": 0.1,
+        },
+        (16,),
+    ),
+    "insdis:full": Small({"projector_output": 16, "objective": "full", "temperature": 0.2}, (16,)),
+    "pirl": Small(
+        {"projector_output": 16, "negatives": 12, "temperature": 0.2, "patch": 4}, (16, 18)
+    ),
+    "pirl:nce": Small(
+        {
+            "projector_hidden": 12,
+            "projector_output": 16,
+            "objective": "nce",
+            "negatives": 12,
+            "temperature": 0.2,
+            "grid": 2,
+            "patch": 6,
+        },
+        (16, 16),
+    ),
     "simclr-v1": Small({"projector_hidden": 24, "projector_output": 16, "temperature": 0.5}),
+    "sela-v2": Small(
+        {
+            "projector_hidden": 24,
+            "projector_output": 16,
+            "prototypes": (5, 4, 6),
+            "assignment_lambda": 10.0,
+            "tolerance": 0.01,
+            "first_labels": "bank",
+        },
+        (16, 16, 8),
+    ),
+    "sela-v2:soft": Small(
+        {
+            "projector_hidden": 24,
+            "projector_output": 16,
+            "prototypes": (5, 4),
+            "assignment_lambda": 3.0,
+            "soft_labels": True,
+            "label_updates": 12,
+        },
+    ),
     "byol": Small(
         {"projector_hidden": 24, "projector_output": 16, "predictor_hidden": 24, "tau_base": 0.9}
     ),

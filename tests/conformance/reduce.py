@@ -19,7 +19,9 @@ RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
 VIT = {"img_size": SIDE, "patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2}
 
 # Settings that the rule below would leave without sense.
-OVERRIDES: dict[str, dict[str, Any]] = {}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "pirl": {"patch": 8},
+}
 
 
 def reduced(recipe: Recipe) -> Recipe:

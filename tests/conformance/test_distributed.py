@@ -2,8 +2,9 @@
 
 Where a method's source shares batch norm, negatives or Sinkhorn sums over processes
 (`global_batch_norm`), both give the same losses and gradients, with every piece of state in use.
-Where the source works per process (supervised: batch norm is local, gradients are averaged), two
-processes equal the mean of the two halves, each taken alone.
+Where the source works per process (batch norm is local, gradients are averaged; a bank of all
+images is equal on all, and negatives are drawn as one process would), two processes equal one
+that passes the halves of its batch apart: `test_two_processes_equal_one_that_passes...`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.conformance.bed import (
-    BATCH,
+    STEPS_PER_EPOCH,
     Data,
     build,
     cases,
@@ -26,7 +27,9 @@ from tests.conformance.bed import (
     train_step,
 )
 from tests.conformance.pair import RANKS, run_on_both
+from transferbench.methods.method import Method
 from transferbench.methods.parts.collectives import rank, world_size
+from transferbench.methods.parts.gradient_cache import cached_gradients
 
 METHODS = cases()
 STEPS = 4
@@ -36,11 +39,15 @@ Trace = tuple[list[float], dict[str, Tensor], dict[str, Tensor]]
 
 def train(name: str) -> Trace:
     """Losses of a few steps, the last one's gradients, and the parameters after it."""
+    return _train(name)[1]
+
+
+def _train(name: str) -> tuple[Method, Trace]:
     method = share_batch_norm(build(name, dtype=torch.float64, processes=world_size()))
     data = Data(name, dtype=torch.float64)
     optimizer = optimizer_of(method)
     losses = [train_step(method, optimizer, data, step) for step in range(STEPS)]
-    return losses, gradients(method), dict(method.named_parameters())
+    return method, (losses, gradients(method), dict(method.named_parameters()))
 
 
 def train_without_sharing(name: str) -> Trace:
@@ -52,25 +59,38 @@ def train_without_sharing(name: str) -> Trace:
     return losses, gradients(method), dict(method.named_parameters())
 
 
-def of_halves(name: str) -> tuple[float, dict[str, Tensor]]:
-    """Mean loss and gradient over the halves of the first batch, each as a batch of its own."""
-    losses, sums = [], dict[str, Tensor]()
-    views, batch = Data(name, dtype=torch.float64).step(0)
-    for start in range(0, BATCH, BATCH // RANKS):
-        stop = start + BATCH // RANKS
-        method = build(name, dtype=torch.float64)
-        loss = method(tuple(view[start:stop] for view in views), batch.part(start, stop))
-        loss.backward()
+def train_in_halves(name: str) -> tuple[Trace, dict[str, Tensor]]:
+    """As `train`, on one process that passes the halves apart but takes the loss of the whole.
+
+    Also returns what is kept beside the weights, running statistics left out.
+    """
+    method, data = build(name, dtype=torch.float64), Data(name, dtype=torch.float64)
+    optimizer = optimizer_of(method)
+    losses = []
+    for step in range(STEPS):
+        if step % STEPS_PER_EPOCH == 0:
+            embed_all = data.embed_all(method)
+            method.before_epoch(step // STEPS_PER_EPOCH, embed_all, data.method_chance)
+        views, batch = data.step(step)
+        method.before_step(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss, embeddings = cached_gradients(method, views, batch, RANKS)
+        method.after_backward(batch)
+        optimizer.step()
+        method.after_step(embeddings, batch)
         losses.append(loss.item())
-        for key, value in gradients(method).items():
-            sums[key] = sums.get(key, torch.zeros_like(value)) + value / RANKS
-    return sum(losses) / RANKS, sums
+    return (losses, gradients(method), dict(method.named_parameters())), memories(method)
 
 
-def one_step(name: str) -> tuple[float, dict[str, Tensor]]:
-    method = share_batch_norm(build(name, dtype=torch.float64, processes=world_size()))
-    loss = train_step(method, optimizer_of(method), Data(name, dtype=torch.float64), 0)
-    return loss, gradients(method)
+def train_with_memories(name: str) -> tuple[Trace, dict[str, Tensor]]:
+    method, trace = _train(name)
+    return trace, memories(method)
+
+
+def memories(method: Method) -> dict[str, Tensor]:
+    """Queues, banks and the like: every buffer but batch norm's, which are each process's own."""
+    norms = ("running_mean", "running_var", "num_batches_tracked")
+    return {key: value for key, value in method.named_buffers() if not key.endswith(norms)}
 
 
 def close(actual: Any, expected: Any, what: str) -> None:
@@ -109,14 +129,24 @@ def test_the_comparison_notices_local_batch_norm(name: str) -> None:
     assert apart.abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in GLOBAL])
-def test_two_processes_equal_the_mean_of_their_halves(name: str) -> None:
-    loss, grads = of_halves(name)
-    replies = run_on_both(one_step, [(name,)] * RANKS)
-    close(sum(reply[0] for reply in replies) / RANKS, loss, "loss")
-    for reply in replies:
+LOCAL = [name for name in METHODS if name not in GLOBAL]
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_two_processes_equal_one_that_passes_the_halves_apart(name: str) -> None:
+    (losses, grads, parameters), kept = train_in_halves(name)
+    replies = run_on_both(train_with_memories, [(name,)] * RANKS)
+    traces = [reply[0] for reply in replies]
+    close(mean_losses(traces), torch.tensor(losses, dtype=torch.float64), "losses")
+    for trace, (_, theirs) in zip(traces, replies, strict=True):
         for key, value in grads.items():
-            close(reply[1][key], value, f"gradient of {key}")
+            close(trace[1][key], value, f"gradient of {key}")
+        for key, value in parameters.items():
+            close(trace[2][key], value.detach(), key)
+        for key, value in kept.items():
+            close(theirs[key], value, key)
+    for key in kept:
+        assert torch.equal(replies[0][1][key], replies[1][1][key]), f"{key} differs by process"
 
 
 def ranks() -> tuple[int, int]:

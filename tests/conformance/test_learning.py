@@ -72,6 +72,27 @@ def mae_start(settings: Any) -> float:
     return (pixels - 1) / pixels + 2 * width / (width + pixels)
 
 
+BANK: dict[str, Any] = {"projector_output": 64, "negatives": 512, "temperature": 0.2}
+
+
+def softmax_bank_start(settings: Any) -> float:
+    """ln(K + 1) plus the spread of similarities of unrelated unit rows in D dimensions."""
+    spread = 1 / (2 * settings.projector_output * settings.temperature**2)
+    return math.log(settings.negatives + 1) + spread
+
+
+def nce_bank_start(settings: Any) -> float:
+    """ln K + 1 plus the spread: the noise is as likely as the data."""
+    spread = 1 / (2 * settings.projector_output * settings.temperature**2)
+    return math.log(settings.negatives) + 1 + spread
+
+
+def sela_start(settings: Any) -> float:
+    return math.log(settings.prototypes[0]) + 1 / (
+        2 * settings.projector_output * settings.temperature**2
+    )
+
+
 # The sheets' starting values for views that carry nothing in common: settings that make the
 # closed form apply, the value, and how far a batch of this size may be from it.
 START: dict[str, tuple[dict[str, Any], Callable[[Any], float], float]] = {
@@ -80,6 +101,20 @@ START: dict[str, tuple[dict[str, Any], Callable[[Any], float], float]] = {
         {"projector_hidden": 64, "projector_output": 128, "temperature": 0.2},
         simclr_start,
         0.2,
+    ),
+    "insdis": (BANK, softmax_bank_start, 0.2),
+    "insdis:nce": ({**BANK, "proximal": 0.0}, nce_bank_start, 0.5),
+    "pirl": (BANK, softmax_bank_start, 0.2),
+    "pirl:nce": ({**BANK, "projector_hidden": 128}, nce_bank_start, 0.5),
+    "sela-v2": (
+        {
+            "projector_hidden": 256,
+            "projector_output": 64,
+            "prototypes": (30, 30),
+            "first_labels": "random",
+        },
+        sela_start,
+        0.15,
     ),
     "byol": ({"projector_output": 256}, lambda _: 4.0, 0.5),
     # Clusters tell little about views that have nothing in common with those clustered.

@@ -89,6 +89,11 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     for parameter in parameters:
+def own_rows(x: Tensor) -> Tensor:
+    """Return this process's part (B, ...) of what was drawn for all, (world size * B, ...)."""
+    return x.chunk(world_size())[rank()]
+
+
         if parameter.grad is not None:
             dist.all_reduce(parameter.grad)
             parameter.grad.div_(world_size())

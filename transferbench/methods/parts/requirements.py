@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
+from transferbench.backbones.build import first_line
 from transferbench.errors import UserError
 from transferbench.methods.method import Context
 
@@ -33,3 +37,21 @@ def require_batch(method: str, context: Context, least: int) -> None:
     if local < least:
         place = " on each process" if context.world_size > 1 else ""
         raise UserError(f"batch_size: {method} needs at least {least} images{place}, not {local}")
+
+
+def require_image_side(method: str, backbone: nn.Module, side: int, *, key: str) -> None:
+    """Refuse a network that cannot take images of `side` pixels, which `key` of the recipe sets."""
+    some = next(backbone.parameters(), torch.zeros(()))
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            backbone(torch.zeros(1, 3, side, side, dtype=some.dtype, device=some.device))
+    # Each architecture checks its input in its own way, or breaks where it does not.
+    except Exception as error:
+        raise UserError(
+            f"{key}: {method} passes patches of {side} px through the network, and this one does "
+            f"not take them ({first_line(error)}); take a ResNet, or another size"
+        ) from error
+    finally:
+        backbone.train(was_training)
