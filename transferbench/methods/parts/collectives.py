@@ -72,6 +72,11 @@ def max_over_processes(x: Tensor) -> Tensor:
     return largest
 
 
+def from_first_process(x: Tensor) -> Tensor:
+    """Replace a tensor of one shape on all processes by that of rank 0."""
+    return sum_over_processes(x if rank() == 0 else torch.zeros_like(x))
+
+
 def gather(x: Tensor) -> Tensor:
     """Join (B, ...) of all processes to (world size * B, ...), in the order of ranks.
 
@@ -84,16 +89,16 @@ def gather(x: Tensor) -> Tensor:
     return rows
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient (of the parameter's shape) by its mean over processes."""
-    if world_size() == 1:
-        return
-    for parameter in parameters:
 def own_rows(x: Tensor) -> Tensor:
     """Return this process's part (B, ...) of what was drawn for all, (world size * B, ...)."""
     return x.chunk(world_size())[rank()]
 
 
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient (of the parameter's shape) by its mean over processes."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
         if parameter.grad is not None:
             dist.all_reduce(parameter.grad)
             parameter.grad.div_(world_size())
