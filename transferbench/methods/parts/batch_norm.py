@@ -5,6 +5,8 @@ torch's SyncBatchNorm refuses CPU tensors; this one needs only an all-reduce.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,11 +27,11 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
     return mean, variance, count
 
 
-class GlobalBatchNorm(_BatchNorm):
-    """Batch norm of (B, C, ...) whose training statistics cover every process's images.
+class ReplacingBatchNorm(_BatchNorm):
+    """Batch norm of (B, C, ...) that stands in for another; subclasses define `normalize`.
 
-    On one process, and in evaluation mode, it is torch's. `drop` and `act` follow the norm, as in
-    timm's norm layers with an activation; here they are the identity unless taken over.
+    `drop` and `act` follow the norm, as in timm's norm layers with an activation; here they are
+    the identity unless taken over.
     """
 
     def __init__(self, num_features: int, **options: object) -> None:
@@ -43,12 +45,26 @@ class GlobalBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, ...) per channel."""
-        if not self.training or world_size() == 1:
-            normalized = super().forward(input)
-        else:
-            normalized = self._normalize_globally(input)
-        output: Tensor = self.act(self.drop(normalized))
+        output: Tensor = self.act(self.drop(self.normalize(input)))
         return output
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, ...) per channel, as torch does."""
+        normalized: Tensor = super().forward(x)
+        return normalized
+
+
+class GlobalBatchNorm(ReplacingBatchNorm):
+    """Batch norm of (B, C, ...) whose training statistics cover every process's images.
+
+    On one process, and in evaluation mode, it is torch's.
+    """
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, ...) per channel."""
+        if not self.training or world_size() == 1:
+            return super().normalize(x)
+        return self._normalize_globally(x)
 
     def _normalize_globally(self, x: Tensor) -> Tensor:
         mean, variance, count = _global_moments(x)
@@ -76,16 +92,27 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def synchronize_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every batch norm in a module by a `GlobalBatchNorm` that shares its tensors.
+    """Replace every batch norm in a module by a `GlobalBatchNorm`; see `replace_batch_norm`."""
+    return replace_batch_norm(module, GlobalBatchNorm)
+
+
+def replace_batch_norm(module: nn.Module, make: Callable[..., ReplacingBatchNorm]) -> nn.Module:
+    """Replace every batch norm in a module by one of another kind that shares its tensors.
 
     Parameters, buffers and the names in `state_dict` stay the same objects, so optimizers and
-    checkpoints made before or after fit. Returns the module itself, or its replacement if it is a
-    batch norm.
+    checkpoints made before or after fit. What has been replaced before is left alone. Returns the
+    module itself, or its replacement if it is a batch norm.
+
+    Parameters
+    ----------
+    module : nn.Module
+    make : callable
+        The class that replaces, or a function with its arguments.
     """
     if isinstance(module, _BatchNorm) and not isinstance(
-        module, GlobalBatchNorm | nn.SyncBatchNorm
+        module, ReplacingBatchNorm | nn.SyncBatchNorm
     ):
-        replacement = GlobalBatchNorm(
+        replacement = make(
             module.num_features,
             eps=module.eps,
             momentum=module.momentum,
@@ -101,7 +128,7 @@ def synchronize_batch_norm(module: nn.Module) -> nn.Module:
         replacement.train(module.training)
         return replacement
     for name, child in module.named_children():
-        replaced = synchronize_batch_norm(child)
+        replaced = replace_batch_norm(child, make)
         if replaced is not child:
             setattr(module, name, replaced)
     return module

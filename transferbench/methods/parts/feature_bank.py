@@ -6,8 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from transferbench.methods.method import Context
-from transferbench.methods.parts.collectives import gather, rank, sum_over_processes, world_size
-from transferbench.methods.parts.spherical_kmeans import from_first_process
+from transferbench.methods.parts.collectives import (
+    from_first_process,
+    gather,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 
 
 class FeatureBank(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transferbench.methods.parts.collectives import rank, sum_over_processes
+from transferbench.methods.parts.collectives import from_first_process, sum_over_processes
 from transferbench.methods.parts.precision import at_least_float32
 
 BLOCK = 2**24
@@ -58,8 +58,3 @@ def nearest(rows: Tensor, centroids: Tensor) -> Tensor:
 def blocks(rows: Tensor, columns: int) -> Iterator[Tensor]:
     """Cut rows (R, ...) into parts that have at most `BLOCK` pairs with as many columns."""
     yield from rows.split(max(BLOCK // columns, 1))
-
-
-def from_first_process(x: Tensor) -> Tensor:
-    """Replace a tensor of one shape on all processes by that of rank 0."""
-    return sum_over_processes(x if rank() == 0 else torch.zeros_like(x))
