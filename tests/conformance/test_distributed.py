@@ -32,7 +32,7 @@ from transferbench.methods.parts.collectives import rank, world_size
 from transferbench.methods.parts.gradient_cache import cached_gradients
 
 METHODS = cases()
-STEPS = 4
+STEPS = 6  # with 4 an epoch: into the second, which clusters what the first left
 
 Trace = tuple[list[float], dict[str, Tensor], dict[str, Tensor]]
 

@@ -15,7 +15,10 @@ from tests.golden.harness import golden
 from transferbench.methods.deepcluster_v2 import DeepClusterV2
 from transferbench.methods.method import BatchInfo, Context, Method
 from transferbench.methods.parts.cluster_labels import MISSING
+from transferbench.methods.parts.sinkhorn import sinkhorn
 from transferbench.methods.parts.spherical_kmeans import spherical_kmeans
+from transferbench.methods.parts.transport import balanced_transport
+from transferbench.methods.sela_v2 import SeLaV2
 
 Case = dict[str, Any]
 
@@ -27,11 +30,17 @@ class Nothing(nn.Module):
 
 
 def make(
-    method: type[Method], *, batch: int, views: int = 2, steps_per_epoch: int = 50, **settings: Any
+    method: type[Method],
+    *,
+    batch: int,
+    views: int = 2,
+    steps_per_epoch: int = 50,
+    images: int | None = None,
+    **settings: Any,
 ) -> Any:
-    """Build a method in float64 whose networks stay unused, for an epoch of whole batches."""
+    """Build a method in float64 whose networks stay unused; an epoch has whole batches alone."""
     context = Context(
-        num_images=batch * steps_per_epoch,
+        num_images=images or batch * steps_per_epoch,
         num_classes=None,
         view_sizes=(16,) * views,
         batch_size=batch,
@@ -147,3 +156,81 @@ def bank_view_case(inputs: Case, params: Case, key: str) -> Any:
         bank_views=tuple(range(views)),
     )
     return [method.bank_view(head) for head in range(heads)]
+
+
+# sela-v2
+
+
+@golden("sela-v2/assign")
+def transport_case(inputs: Case, params: Case, key: str) -> Any:
+    if "scores" in inputs:
+        return compare_with_swav(inputs["scores"], params)
+    log_plan, repeats = balanced_transport(
+        inputs["logits"].log_softmax(1),
+        params["lambda"],
+        iterations=params.get("iterations", 1_000_000),
+        tolerance=params.get("tolerance"),
+    )
+    if "plan" in last_part(key):
+        return log_plan.exp()
+    labels = log_plan.argmax(1)
+    counts = torch.bincount(labels, minlength=log_plan.shape[1])
+    return {"labels": labels, "counts": counts, "repeats": repeats}
+
+
+def compare_with_swav(scores: Tensor, params: Case) -> Case:
+    temperature, epsilon = params["temperature"], params["epsilon"]
+    log_plan, _ = balanced_transport(
+        (scores / temperature).log_softmax(1),
+        temperature / epsilon,
+        iterations=params["iterations"],
+    )
+    codes = log_plan.exp() * len(scores)
+    apart = (codes - sinkhorn(scores, epsilon, params["iterations"])).abs().max()
+    early = (codes - sinkhorn(scores, epsilon, 3)).abs().max()
+    return {
+        "codes": codes,
+        "max_abs_difference": round(float(apart), 9),
+        "converged_vs_3_iterations": early,
+    }
+
+
+@golden("sela-v2/loss")
+def sela_loss_case(inputs: Case, params: Case, key: str) -> Any:
+    prototypes, labels = numbered(inputs, "c"), numbered(inputs, "y")
+    z = inputs["z"].clone().requires_grad_()
+    method = make(
+        SeLaV2,
+        batch=len(z),
+        views=1,
+        projector_output=z.shape[1],
+        prototypes=tuple(map(len, prototypes)),
+        temperature=params["temperature"],
+        bank_views=(0,),
+    )
+    for head, (own, y) in enumerate(zip(prototypes, labels, strict=True)):
+        method.prototypes[head].data.copy_(own)
+        method.labels[head, : len(z)] = y
+    loss = method.loss({"z": z[:, None]}, batch_info(torch.arange(len(z))))
+    if "gradient" not in last_part(key):
+        return loss
+    loss.backward()
+    gradients = {f"grad_c{head}": own.grad for head, own in enumerate(method.prototypes)}
+    return {"loss": loss, "grad_z": z.grad, **gradients}
+
+
+@golden("sela-v2/init")
+def first_labels_case(inputs: Case, params: Case, key: str) -> Any:
+    images, classes = params["N"], params["K"]
+    method = make(
+        SeLaV2,
+        batch=2,
+        steps_per_epoch=images // 2,
+        images=images,
+        projector_output=2,
+        prototypes=(classes, classes),
+    )
+    counts = [torch.bincount(labels, minlength=classes) for labels in method.labels]
+    assert not torch.equal(*method.labels)
+    assert torch.equal(*counts)
+    return counts[0]
