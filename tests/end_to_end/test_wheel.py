@@ -25,7 +25,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_recipes_and_boards_and_no_results(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "transferbench/_recipes/tiny/simclr-v1.toml" in names
+    assert "transferbench/_recipes/tiny/ablations/byol-tau-0.99.toml" in names
     assert "transferbench/_leaderboards/demo/board.toml" in names
+    quoted = "transferbench/_leaderboards/byol-tau/records/tau-1/imagenet/linear-0.json"
+    assert quoted in names
     assert not [n for n in names if "_leaderboards/local" in n or "_leaderboards/demo/records" in n]
 
 

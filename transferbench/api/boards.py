@@ -266,7 +266,10 @@ def _whole_grid(board: Board, runs: Path, root: Path | None) -> Grid:
     return Grid(
         board,
         board_entrants(board, runs),
-        columns(content.datasets, root),
+        [
+            *columns(content.datasets, root),
+            *(Column(name, published=True) for name in content.published),
+        ],
         tasks(content.protocols, str(board)),
         content.seeds,
     )

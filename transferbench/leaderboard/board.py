@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -84,11 +84,19 @@ class BoardProtocol(_Strict):
 
 
 class BoardFile(_Strict):
-    """What board.toml holds."""
+    """What board.toml holds.
+
+    Attributes
+    ----------
+    published : tuple of str
+        Columns of numbers quoted from a publication, shown beside what is measured. Their records
+        stand under the first seed; nothing is run for them.
+    """
 
     title: str = ""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     datasets: tuple[str, ...] = ()
+    published: tuple[Annotated[str, Field(pattern=SHORT_NAME)], ...] = ()
     pretraining_data: str | None = None
     models: tuple[BoardModel, ...] = ()
     protocols: tuple[BoardProtocol, ...] = ()
@@ -97,7 +105,7 @@ class BoardFile(_Strict):
     def _names_differ(self) -> Self:
         for what, names in (
             ("model", [m.name for m in self.models]),
-            ("data set", [short_name(d) for d in self.datasets]),
+            ("data set", [*map(short_name, self.datasets), *self.published]),
             ("protocol", [p.name for p in self.protocols]),
             ("seed", [str(s) for s in self.seeds]),
         ):

@@ -62,6 +62,8 @@ class Column:
         Why, and the command that fetches it (empty if there is none).
     find : callable or None
         Finds the source anew; a source remembers what it read of its files.
+    published : bool
+        Whether its numbers are quoted; it has no source, and records of the first seed alone.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Column:
     reason: str = ""
     command: str = ""
     find: Callable[[], Source] | None = None
+    published: bool = False
 
     def look_again(self) -> Source:
         """Return the source as the files are by now."""
@@ -266,7 +269,7 @@ def plan(
             for task in tasks:
                 if not applies(task, column):
                     continue
-                for seed in seeds:
+                for seed in seeds[:1] if column.published else seeds:
                     jobs.append(_job(board, entrant, column, task, seed, identities[seed]))
     return jobs
 

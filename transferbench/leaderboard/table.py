@@ -16,6 +16,7 @@ from transferbench.leaderboard.local import NAME
 from transferbench.leaderboard.record import Record, State
 
 AVERAGE = "average"
+QUOTED = "‡"
 Mark = Literal["", "best", "second"]
 METRICS = {
     "top1": "top-1 accuracy",
@@ -73,6 +74,8 @@ class Table:
         Metric of each data set; absent where no record and no card tells.
     outside_average : str or None
         The pretraining set's column, which the average leaves out.
+    published : tuple of str
+        Columns of quoted numbers, which the average leaves out too.
     cells : mapping
         By (model, data set), and by (model, "average").
     footnote : tuple of str
@@ -86,6 +89,7 @@ class Table:
     outside_average: str | None
     cells: Mapping[tuple[str, str], Cell]
     footnote: tuple[str, ...]
+    published: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -93,10 +97,15 @@ class Table:
         return (*self.datasets, AVERAGE)
 
     def heading(self, column: str) -> str:
-        """A column's head: name, metric, and a star on the pretraining set."""
-        star = "*" if column == self.outside_average else ""
+        """A column's head: name, metric, a star on the pretraining set, a mark on quoted ones."""
+        mark = "*" if column == self.outside_average else ""
+        mark += QUOTED if column in self.published else ""
         metric = f" ({self.metrics[column]})" if column in self.metrics else ""
-        return f"{column}{star}{metric}"
+        return f"{column}{mark}{metric}"
+
+    def in_average(self, column: str) -> bool:
+        """Whether the average is over this column too."""
+        return column != self.outside_average and column not in self.published
 
     def frame(self, *, errors: bool = False) -> pd.DataFrame:
         """The table's numbers in percent, one row a model.
@@ -161,11 +170,17 @@ def build_tables(
         by_cell.setdefault((job.task.name, job.entrant.name, job.column.name), []).append(job)
     pretraining = board.content.pretraining_data
     outside = short_name(pretraining) if pretraining else None
-    names = tuple(column.name for column in columns)
+    quoted = {column.name for column in columns if column.published}
+    # A quoted number that is not there was not published: no job could make it.
+    jobs = [
+        job for job in jobs if job.column.name not in quoted or job.state != "missing" or job.record
+    ]
     tables = []
     for task in tasks:
         mine = [job for job in jobs if job.task.name == task.name]
         not_applicable = {c.name for c in columns if not _applicable(task, c, jobs)}
+        names = tuple(c.name for c in columns if c.name not in quoted & not_applicable)
+        not_applicable -= quoted
         cells: dict[tuple[str, str], Cell] = {}
         for entrant in entrants:
             for name in names:
@@ -174,7 +189,7 @@ def build_tables(
                     if name in not_applicable
                     else _cell(by_cell.get((task.name, entrant.name, name), []))
                 )
-            averaged = [n for n in names if n != outside and n not in not_applicable]
+            averaged = [n for n in names if n not in {outside, *quoted, *not_applicable}]
             cells[entrant.name, AVERAGE] = _average([cells[entrant.name, n] for n in averaged])
         models = tuple(entrant.name for entrant in entrants)
         for name in (*names, AVERAGE):
@@ -190,6 +205,7 @@ def build_tables(
                 outside_average=outside if outside in names else None,
                 cells=cells,
                 footnote=_footnote(board, mine, names, cells, outside, not_applicable),
+                published=tuple(name for name in names if name in quoted),
             )
         )
     return tables
@@ -207,6 +223,8 @@ def place_marks(cells: Mapping[str, Cell]) -> dict[str, Mark]:
 
 def _applicable(task: Task, column: Column, jobs: Iterable[Job]) -> bool:
     """Whether a protocol applies to a data set, told from records where the card is absent."""
+    if column.published:
+        return any(job.column.name == column.name and job.task.name == task.name for job in jobs)
     if column.card is not None:
         return applies(task, column)
     known = [job for job in jobs if job.column.name == column.name and job.reading.record]
@@ -312,6 +330,13 @@ def _footnote(
     )
     if outside in datasets:
         lines.append(f"* {outside}: the pretraining set, left out of the average.")
+    for name in datasets:
+        quoted = [job.record for job in jobs if job.column.published and job.column.name == name]
+        if sources := sorted({str(r.details.get("source", "print")) for r in quoted if r}):
+            lines.append(
+                f"{QUOTED} {name}: as published in {' and '.join(sources)}, with the errors given "
+                "there; left out of the average."
+            )
     if not_applicable:
         lines.append("n/a: the protocol does not apply to the data set.")
     seeds = board.content.seeds
@@ -347,6 +372,7 @@ def _versions(records: Iterable[Record]) -> str:
 
 def _incomplete(board: Board, jobs: Sequence[Job]) -> list[str]:
     """Say how many jobs have no number that counts, and the command that changes it."""
+    jobs = [job for job in jobs if not job.column.published]
     # A record counts even where model or data are not at hand to check it.
     states = dict(count_states(j for j in jobs if not (j.state == "missing" and j.record)))
     states.pop("fresh", None)

@@ -50,7 +50,7 @@ def _table(table: Table, *, errors: bool) -> dict[str, Any]:
         {
             "dataset": dataset,
             "metric": table.metrics.get(dataset),
-            "in_average": dataset != table.outside_average,
+            "in_average": table.in_average(dataset),
         }
         for dataset in table.datasets
     ]

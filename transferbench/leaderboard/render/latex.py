@@ -9,7 +9,7 @@ from transferbench.leaderboard.table import Cell, Table
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "†": r"$^\dagger$", "±": r"$\pm$", "–": "--",
+    "†": r"$^\dagger$", "‡": r"$^\ddagger$", "±": r"$\pm$", "–": "--",
 }  # fmt: skip
 
 
