@@ -16,6 +16,7 @@ OPERATIONS = (
     "jitter",
     "grayscale",
     "blur",
+    "randaugment",
     "solarize",
     "sobel",
     "noise",
@@ -132,6 +133,25 @@ class BlurSettings(_Settings):
         return self
 
 
+class RandAugmentSettings(_Settings):
+    """Random operations of `augment.randaugment`, as InfoMin uses them.
+
+    Attributes
+    ----------
+    operations : int
+        How many are drawn for each image, with replacement, out of fifteen.
+    p : float
+        Probability that a drawn operation is applied.
+    magnitude, magnitude_std : float
+        Mean and standard deviation of an operation's strength, normal and clipped to [0, 10].
+    """
+
+    operations: int = Field(default=2, ge=1, le=32)
+    p: Probability = 0.5
+    magnitude: Annotated[float, Field(ge=0.0, le=10.0)] = 10.0
+    magnitude_std: Strength = 0.5
+
+
 class CutoutSettings(_Settings):
     """A square of side `length` pixels around a random pixel, cut at the border, set to 0."""
 
@@ -174,6 +194,7 @@ class ViewSettings(_Settings):
     jitter: JitterSettings | None = None
     grayscale: Probability = 0.0
     blur: BlurSettings | None = None
+    randaugment: RandAugmentSettings | None = None
     solarize: Probability = 0.0
     sobel: Probability = 0.0
     noise: NoiseSettings | None = None
@@ -207,6 +228,7 @@ class ViewSettings(_Settings):
             "jitter": self.jitter is not None and self.jitter.p > 0,
             "grayscale": self.grayscale > 0,
             "blur": self.blur is not None and self.blur.p > 0,
+            "randaugment": self.randaugment is not None and self.randaugment.p > 0,
             "solarize": self.solarize > 0,
             "sobel": self.sobel > 0,
             "noise": self.noise is not None and self.noise.p > 0,

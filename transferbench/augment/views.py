@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transferbench.augment import color, filters, geometry
+from transferbench.augment import color, filters, geometry, randaugment
 from transferbench.augment.settings import Normalization, ViewSettings
 from transferbench.errors import UserError
 
@@ -273,6 +273,17 @@ def _blur(view: ViewSettings, source: Source, generator: torch.Generator) -> Ope
     return _some(settings.p, source.count, generator, change)
 
 
+def _randaugment(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
+    assert view.randaugment is not None
+    plan = randaugment.draw(view.randaugment, source.count, generator)
+
+    def operation(images: Tensor, rows: slice) -> Tensor:
+        here = randaugment.Plan(*(part[rows] for part in plan))
+        return randaugment.randaugment(images, here)
+
+    return operation
+
+
 def _solarize(view: ViewSettings, source: Source, generator: torch.Generator) -> Operation:
     return _some(view.solarize, source.count, generator, lambda part, _: color.solarize(part))
 
@@ -312,6 +323,7 @@ _PREPARED: dict[str, Callable[[ViewSettings, Source, torch.Generator], Operation
     "jitter": _jitter,
     "grayscale": _grayscale,
     "blur": _blur,
+    "randaugment": _randaugment,
     "solarize": _solarize,
     "sobel": _sobel,
     "noise": _noise,
