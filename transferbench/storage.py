@@ -10,6 +10,9 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,14 +36,29 @@ def cache_folder(*parts: str) -> Path:
 def packaged_folders(name: str) -> list[Path]:
     """Return where `recipes` or `leaderboards` are looked for, first to last; those that exist.
 
-    Here, in the wheel (`_NAME` inside the package), beside the package in a checkout.
+    Here, in the wheel (`_NAME` inside the package), beside the package in a checkout, and in
+    plug-ins: an entry point of the group `transferbench.NAME` names a folder of its package, e.g.
+    "my_package.recipes".
     """
     package = Path(__file__).parent
     folders = [Path(name), package / f"_{name}"]
     # An editable install has no copy inside the package; its folders lie beside it.
     if (package.parent / "pyproject.toml").is_file():
         folders.append(package.parent / name)
+    folders += _plugin_folders(name)
     return [folder for folder in folders if folder.is_dir()]
+
+
+@cache
+def _plugin_folders(name: str) -> tuple[Path, ...]:
+    """Folders that plug-ins declare, found without importing them."""
+    folders = []
+    for entry in entry_points(group=f"transferbench.{name}"):
+        package, *inside = entry.value.split(".")
+        spec = find_spec(package)
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            folders.append(Path(place, *inside))
+    return tuple(folders)
 
 
 def make_folder(folder: Path) -> None:

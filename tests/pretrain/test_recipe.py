@@ -12,6 +12,7 @@ import pytest
 import tomli_w
 
 from tests.pretrain.conftest import make_recipe, recipe_values
+from transferbench import storage
 from transferbench.errors import UserError
 from transferbench.pretrain.recipe import (
     differences,
@@ -308,6 +309,25 @@ def test_differences_name_keys_and_both_values() -> None:
     other = make_recipe(epochs=4, optimizer={"name": "sgd", "lr": 0.1, "weight_decay": 1e-4})
     assert differences(one, other) == ["epochs (3 / 4)", "optimizer.lr (0.05 / 0.1)"]
     assert differences(one, one) == []
+
+
+def test_a_plugin_brings_its_recipes_unimported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, about = tmp_path / "plug", tmp_path / "plug-1.dist-info"
+    (package / "recipes" / "tiny").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    (package / "recipes" / "tiny" / "plugged.toml").write_text(tomli_w.dumps(recipe_values()))
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[transferbench.recipes]\nplug = plug.recipes\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    storage._plugin_folders.cache_clear()
+    try:
+        assert "tiny/plugged" in recipe_names()
+        assert load_recipe("tiny/plugged").method == "swav"
+    finally:
+        storage._plugin_folders.cache_clear()
 
 
 def test_reading_recipes_and_run_folders_imports_no_heavy_package() -> None:

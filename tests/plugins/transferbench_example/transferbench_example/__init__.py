@@ -1,0 +1,1 @@
+"""A pretraining method as a plug-in of transferbench."""
