@@ -174,6 +174,11 @@ SMALL = {
         },
         backbone=tiny_vit,
     ),
+    "twist": Small({"head_hidden": 24, "classes": 10}, (16, 16, 8)),
+    "twist:bunch": Small({"head_hidden": 24, "classes": 6, "norm_images": 4, "epsilon": 1e-5}),
+    "twist:self-label": Small(
+        {"head_hidden": 24, "classes": 10, "self_label_from_epoch": 0}, (16, 16, 8)
+    ),
     "mae": Small(
         {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}, (16,), backbone=tiny_vit
     ),

@@ -141,6 +141,11 @@ START: dict[str, tuple[dict[str, Any], Callable[[Any], float], float]] = {
         0.2,
     ),
     "moco-v3": ({"projector_hidden": 64, "projector_output": 256}, moco_v3_start, 0.1),
+    "twist": (
+        {"head_hidden": 256, "classes": 200},
+        lambda _: 0.5 + (math.e - 1) / (2 * BATCH),
+        0.05,
+    ),
     "mae": ({"decoder_width": 64}, mae_start, 0.3),
 }
 

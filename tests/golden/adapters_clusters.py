@@ -5,6 +5,7 @@ Cases of two processes run on two real ones (gloo), through the same collectives
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from tests.golden.harness import golden
 from transferbench.methods.deepcluster_v2 import DeepClusterV2
 from transferbench.methods.method import BatchInfo, Context, Method
 from transferbench.methods.parts.cluster_labels import MISSING
+from transferbench.methods.parts.plain_norm import norm_statistics, normalize
 from transferbench.methods.parts.sinkhorn import sinkhorn
 from transferbench.methods.parts.spherical_kmeans import spherical_kmeans
 from transferbench.methods.parts.transport import balanced_transport
 from transferbench.methods.sela_v2 import SeLaV2
+from transferbench.methods.twist import TWIST, class_entropies, confident_labels, crop_pairs
 
 Case = dict[str, Any]
 
@@ -68,8 +71,13 @@ def last_part(key: str) -> str:
 
 
 def numbered(inputs: Case, prefix: str) -> list[Tensor]:
-    """Inputs of one prefix in the order of their names: c0, c1, ..."""
-    return [inputs[name] for name in sorted(inputs) if name.startswith(prefix)]
+    return [inputs[name] for name in names_of(inputs, prefix)]
+
+
+def names_of(inputs: Case, prefix: str) -> list[str]:
+    """Names of one prefix in their order: c0, c1, ..., c10."""
+    names = [name for name in inputs if name.startswith(prefix)]
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 # deepcluster-v2
@@ -98,7 +106,7 @@ def kmeans_case(inputs: Case, params: Case, key: str) -> Any:
 @golden("deepcluster-v2/loss")
 def deepcluster_loss_case(inputs: Case, params: Case, key: str) -> Any:
     prototypes, labels = numbered(inputs, "c"), numbered(inputs, "y")
-    names = sorted(name for name in inputs if name.startswith("z"))
+    names = names_of(inputs, "z")
     leaves = [inputs[name].clone().requires_grad_() for name in names]
     batch = len(leaves[0])
     method = make(
@@ -234,3 +242,139 @@ def first_labels_case(inputs: Case, params: Case, key: str) -> Any:
     assert not torch.equal(*method.labels)
     assert torch.equal(*counts)
     return counts[0]
+
+
+# twist
+
+
+def make_twist(
+    batch: int, views: int, classes: int, *, last_norm: bool = False, **settings: Any
+) -> Any:
+    return make(TWIST, batch=batch, views=views, classes=classes, last_norm=last_norm, **settings)
+
+
+def twist_loss(logits: Tensor, **settings: Any) -> tuple[Tensor, Any]:
+    """The method's loss of logits (B, V, C), and the method for what it logged."""
+    method = make_twist(*logits.shape, **settings)
+    return method.loss({"logits": logits}, batch_info(torch.arange(len(logits)))), method
+
+
+def stacked(inputs: Case, prefix: str) -> Tensor:
+    return torch.stack(numbered(inputs, prefix), dim=1)
+
+
+def code_weights(params: Case) -> Case:
+    """The official code's names, where a case gives them."""
+    weights = {"sharpness_weight": 1 + params.get("lam1", 0.0)}
+    return weights | {"diversity_weight": params.get("lam2", 1.0), "epsilon": params.get("eps", 0)}
+
+
+@golden("twist/loss")
+def twist_loss_case(inputs: Case, params: Case, key: str) -> Any:
+    name = last_part(key)
+    if "limit-states" in name:
+        return limit_states(params["B"], params["C"])
+    if "two-processes" in name:
+        return twist_on_two_processes(inputs, params)
+    if "multi-crop" in name:
+        logits = stacked(inputs, "v")
+        return {"pairs": crop_pairs(logits.shape[1]), "loss": twist_loss(logits)[0]}
+    if "code-epsilon" in name:
+        loss, method = twist_loss(stacked(inputs, "l"), **code_weights(params))
+        logged = method.logged
+        return {
+            "kl": logged["consistency"],
+            "sharpness": logged["sharpness"],
+            "diversity": logged["diversity_entropy"],
+            "final": loss,
+        }
+    if "gradient" in name:
+        leaves = [logits.clone().requires_grad_() for logits in numbered(inputs, "l")]
+        loss, _ = twist_loss(torch.stack(leaves, dim=1))
+        loss.backward()
+        gradients = {f"grad_l{view + 1}": leaf.grad for view, leaf in enumerate(leaves)}
+        return {"loss": loss, **gradients}
+    log_p = stacked(inputs, "p").log()
+    if "symmetric" in name:
+        return twist_loss(log_p)[0]
+    cross, diversity = class_entropies(log_p)
+    if "weighted" in name:
+        weights = {"sharpness_weight": params["alpha"], "diversity_weight": params["beta"]}
+        three_term, _ = twist_loss(log_p, **weights)
+        form = (cross[0, 1] + cross[1, 0]) / 2 - params["beta"] * diversity.mean()
+        difference = three_term - form
+        return {
+            "three_term": three_term,
+            "cross_entropy_form": form,
+            "difference": difference,
+        }
+    # One direction, L(P1||P2).
+    consistency, sharpness = cross[0, 1] - cross[0, 0], cross[0, 0]
+    total = consistency + sharpness - diversity[0]
+    if "cross-entropy" in name:
+        form = cross[0, 1] - diversity[0]
+        difference = round(float(total - form), 12)
+        return {"cross_entropy": cross[0, 1], "total": form, "difference": difference}
+    return {
+        "consistency": consistency,
+        "sharpness": sharpness,
+        "diversity_entropy": diversity[0],
+        "total": total,
+    }
+
+
+def limit_states(batch: int, classes: int) -> Case:
+    one_hot = torch.eye(classes, dtype=torch.float64) * 1e4
+    states = {
+        "all_uniform": torch.zeros(batch, classes, dtype=torch.float64),
+        "all_one_class": one_hot[:1].expand(batch, -1),
+        "balanced_one_hot": one_hot[torch.arange(batch) % classes],
+    }
+    answer = {}
+    for state, logits in states.items():
+        total, method = twist_loss(torch.stack([logits, logits], dim=1))
+        names = ("sharpness", "diversity_entropy")
+        answer[state] = {name: method.logged[name] for name in names} | {"total": total}
+    return answer
+
+
+def twist_share(logits: Tensor, settings: Case) -> Tensor:
+    return twist_loss(logits, **settings)[0]
+
+
+def twist_on_two_processes(inputs: Case, params: Case) -> Case:
+    halves = [
+        torch.stack([inputs[f"l1_rank{rank}"], inputs[f"l2_rank{rank}"]], dim=1) for rank in (0, 1)
+    ]
+    weights = code_weights(params)
+    shares = run_on_both(twist_share, [(half, weights) for half in halves])
+    loss = sum(shares) / 2
+    # What the official code holds before it corrects the value for its log.
+    raw = 2 * loss + weights["diversity_weight"] * 2 * math.log(2)
+    alone = sum(twist_share(half, weights) for half in halves) / 2
+    return {"loss": loss, "mean_of_local": alone, "raw_sum": raw}
+
+
+@golden("twist/head")
+def last_norm_case(inputs: Case, params: Case, key: str) -> Any:
+    logits = stacked(inputs, "f")
+    options = {"last_norm": True, "norm_images": len(logits), "norm_epsilon": params["eps"]}
+    loss, method = twist_loss(logits, **options)
+    normalized = normalize(logits, *norm_statistics(logits, len(logits)), params["eps"])
+    torch.testing.assert_close(method.log_probabilities(logits), normalized.log_softmax(-1))
+    return {"normalised_row0": normalized[0, 0], "loss": loss}
+
+
+@golden("twist/self-label")
+def self_label_case(inputs: Case, params: Case, key: str) -> Any:
+    logits, quantile = stacked(inputs, "v"), params["quantile"]
+    loss, method = twist_loss(
+        logits, self_label_from_epoch=0, self_label_quantiles=(quantile, quantile)
+    )
+    sure = confident_labels(method.log_probabilities(logits), quantile)
+    return {
+        "threshold": sure.threshold,
+        "kept": sure.kept,
+        "targets": sure.targets,
+        "loss": loss,
+    }

@@ -14,6 +14,8 @@ of all processes, where the code averages their means; so the number of processe
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -52,7 +54,9 @@ class DeepClusterV2Settings(MethodSettings):
     """Width of the projector's hidden layer."""
     projector_output: int = Field(default=128, ge=1)
     """Width of the embedding, and of a prototype."""
-    prototypes: tuple[int, ...] = Field(default=(3000, 3000, 3000), min_length=1)
+    prototypes: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        default=(3000, 3000, 3000), min_length=1
+    )
     """Number of clusters of each clustering; every clustering has a head of its own."""
     temperature: float = Field(default=0.1, gt=0.0)
     """Divides the scores."""

@@ -15,7 +15,7 @@ the loss, go over all processes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,9 @@ class SeLaV2Settings(MethodSettings):
     """Width of the projector's hidden layer."""
     projector_output: int = Field(default=128, ge=1)
     """Width of the embedding, and of a prototype."""
-    prototypes: tuple[int, ...] = Field(default=(3000, 3000, 3000), min_length=1)
+    prototypes: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        default=(3000, 3000, 3000), min_length=1
+    )
     """Number of classes of each head."""
     temperature: float = Field(default=0.1, gt=0.0)
     """Divides the scores."""
