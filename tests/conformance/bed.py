@@ -74,6 +74,20 @@ class Small:
     backbone: Callable[[], nn.Module] = TinyNet
 
 
+QUEUE: dict[str, Any] = {
+    "projector_output": 16,
+    "queue_size": 4 * BATCH,
+    "temperature": 0.2,
+    "momentum": 0.9,
+    "batch_norm_groups": 4,
+}
+CLUSTERS: dict[str, Any] = {
+    "clusters": (4, 7),
+    "warmup_epochs": 0,
+    "kmeans_iterations": 5,
+    "kmeans_restarts": 2,
+}
+
 SMALL = {
     "supervised": Small({"label_smoothing": 0.1}, (16,)),
     "insdis": Small({"projector_output": 16, "negatives": 12, "temperature": 0.2}, (16,)),
@@ -155,6 +169,12 @@ SMALL = {
             "memory_momentum": 0.9,
         }
     ),
+    "moco-v1": Small({**QUEUE}),
+    "moco-v2": Small({**QUEUE, "projector_hidden": 24}),
+    "moco-v2:symmetric": Small({**QUEUE, "projector_hidden": 24, "symmetric": True}),
+    "pcl-v1": Small({**QUEUE, **CLUSTERS}),
+    "pcl-v1:warm-up": Small({**QUEUE, **CLUSTERS, "warmup_epochs": 1}),
+    "pcl-v2": Small({**QUEUE, **CLUSTERS, "projector_hidden": 24}),
     "moco-v3": Small(
         {
             "projector_hidden": 24,

@@ -4,7 +4,8 @@ Where a method's source shares batch norm, negatives or Sinkhorn sums over proce
 (`global_batch_norm`), both give the same losses and gradients, with every piece of state in use.
 Where the source works per process (batch norm is local, gradients are averaged; a bank of all
 images is equal on all, and negatives are drawn as one process would), two processes equal one
-that passes the halves of its batch apart: `test_two_processes_equal_one_that_passes...`.
+that passes the halves of its batch apart: `test_two_processes_equal_one_that_passes...`. Methods
+that shuffle images between processes (`shuffles_batch_norm`) are in `test_shuffle`.
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ def test_the_comparison_notices_local_batch_norm(name: str) -> None:
     assert apart.abs().max() > 1e-6
 
 
-LOCAL = [name for name in METHODS if name not in GLOBAL]
+SHUFFLING = [name for name in METHODS if method_class(name).shuffles_batch_norm]
+LOCAL = [name for name in METHODS if name not in GLOBAL + SHUFFLING]
 
 
 @pytest.mark.parametrize("name", LOCAL)

@@ -40,8 +40,10 @@ def nt_xent_logits(first: Tensor, second: Tensor, temperature: float) -> tuple[T
 
 
 @at_least_float32
-def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """Return the InfoNCE loss of each query, (B,) (arXiv 1911.05722 eq. 1).
+def info_nce_logits(
+    query: Tensor, positive: Tensor, negatives: Tensor, temperature: float
+) -> Tensor:
+    """Compare each query with its positive and with all negatives (arXiv 1911.05722 eq. 1).
 
     Parameters
     ----------
@@ -51,9 +53,29 @@ def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: fl
         Unit rows that every query is compared with.
     temperature : float
         Divides the cosine similarities.
+
+    Returns
+    -------
+    Tensor (B, 1 + K)
+        The positive's logit in column 0.
     """
     own = (query * positive).sum(1, keepdim=True)
-    logits = torch.cat([own, query @ negatives.T], dim=1) / temperature
-    return F.cross_entropy(
-        logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none"
-    )
+    return torch.cat([own, query @ negatives.T], dim=1) / temperature
+
+
+def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """Return the InfoNCE loss of each query, (B,); see `info_nce_logits`."""
+    return first_column_loss(info_nce_logits(query, positive, negatives, temperature))
+
+
+@at_least_float32
+def first_column_loss(logits: Tensor) -> Tensor:
+    """Return the cross-entropy (B,) of logits (B, C) whose positive is in column 0."""
+    positives = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    return F.cross_entropy(logits, positives, reduction="none")
+
+
+@torch.no_grad()
+def first_column_hits(logits: Tensor) -> Tensor:
+    """Return the share () of rows (B, C) whose column 0 is larger than all others."""
+    return (logits[:, 0] > logits[:, 1:].amax(1)).float().mean()
