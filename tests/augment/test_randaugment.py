@@ -26,6 +26,8 @@ from transferbench.augment.settings import Normalization, RandAugmentSettings, V
 from transferbench.augment.views import MultiView
 
 COUNT = 6
+OF_TIMM: dict[str, Any] = auto_augment.NAME_TO_OP
+RULE_OF_TIMM: dict[str, Any] = auto_augment.LEVEL_TO_ARG
 
 
 def images() -> Tensor:
@@ -57,10 +59,10 @@ def by_pillow(operation: str, arguments: Tensor, *, bicubic: bool = False) -> Te
         given: tuple[Any, ...] = (value,)
         if operation in ("Posterize", "Solarize", "SolarizeAdd"):
             given = (int(value),)
-        if auto_augment.LEVEL_TO_ARG[name] is None:
+        if RULE_OF_TIMM[name] is None:
             given = ()
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        made = auto_augment.NAME_TO_OP[name](picture, *given, fillcolor=FILL, resample=resample)
+        made = OF_TIMM[name](picture, *given, fillcolor=FILL, resample=resample)
         results.append(torch.from_numpy(np.array(made)).permute(2, 0, 1))
     return torch.stack(results).int()
 
@@ -100,7 +102,7 @@ def test_no_bits_are_black() -> None:
 def test_arguments_have_timm_s_ranges() -> None:
     for operation in OPERATIONS:
         name = operation + "Rel" if operation.startswith("Translate") else operation
-        rule = auto_augment.LEVEL_TO_ARG[name]
+        rule = RULE_OF_TIMM[name]
         for magnitude in (0.0, 2.6, 7.5, 9.99, 10.0):
             ours = float(argument(operation, torch.tensor(magnitude, dtype=torch.float64)))
             theirs = abs(rule(magnitude, {})[0]) if rule else 0.0

@@ -105,6 +105,10 @@ SMALL = {
     "pirl": Small(
         {"projector_output": 16, "negatives": 12, "temperature": 0.2, "patch": 4}, (16, 18)
     ),
+    "infomin": Small(
+        {**QUEUE, "projector_hidden": 24, "temperature": 0.07, "grid": 2, "patch": 8},
+        (16, 16, 18),
+    ),
     "pirl:nce": Small(
         {
             "projector_hidden": 12,

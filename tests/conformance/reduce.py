@@ -20,7 +20,9 @@ VIT = {"img_size": SIDE, "patch_size": 8, "depth": 1, "embed_dim": 32, "num_head
 
 # Settings that the rule below would leave without sense.
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "moco-v2": {"queue_size": 4 * BATCH},  # twice the batch divides it
     "pirl": {"patch": 8},
+    "infomin": {"patch": 8},
 }
 
 

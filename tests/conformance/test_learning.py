@@ -87,6 +87,12 @@ def nce_bank_start(settings: Any) -> float:
     return math.log(settings.negatives) + 1 + spread
 
 
+def infomin_start(settings: Any) -> float:
+    """ln(K + 1) plus the spread: nothing relates the puzzle's head to that of the keys."""
+    spread = 1 / (2 * settings.projector_output * settings.temperature**2)
+    return math.log(settings.queue_size + 1) + spread
+
+
 def sela_start(settings: Any) -> float:
     return math.log(settings.prototypes[0]) + 1 / (
         2 * settings.projector_output * settings.temperature**2
@@ -115,6 +121,17 @@ START: dict[str, tuple[dict[str, Any], Callable[[Any], float], float]] = {
         },
         sela_start,
         0.15,
+    ),
+    # Both heads have a mean output, and the two directions are as unrelated as two rows are.
+    "infomin": (
+        {
+            "projector_output": 1024,
+            "queue_size": 512,
+            "temperature": 0.2,
+            "jigsaw_weight": 1.0,
+        },
+        infomin_start,
+        0.35,
     ),
     "byol": ({"projector_output": 256}, lambda _: 4.0, 0.5),
     # Clusters tell little about views that have nothing in common with those clustered.

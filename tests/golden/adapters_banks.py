@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from tests.golden.adapters_methods import batch_info, last_part
 from tests.golden.harness import golden
+from transferbench.augment.randaugment import argument
+from transferbench.methods.infomin import InfoMin
 from transferbench.methods.insdis import InsDis, proximal
 from transferbench.methods.method import BatchInfo, Context, Method
+from transferbench.methods.moco_v1 import MoCoV1
 from transferbench.methods.parts.bank import noise_contrastive_terms
 from transferbench.methods.parts.jigsaw import JigsawHead, patch_boxes
 from transferbench.methods.pirl import PIRL
@@ -192,3 +195,90 @@ def pirl_head_case(inputs: Case, params: Case, key: str) -> Any:
     head.together.weight.data.copy_(inputs["fc_w"])
     head.together.bias.data.copy_(inputs["fc_b"])
     return head.join(inputs["p"].view(-1, pieces, width), inputs["perm"])
+
+
+# infomin
+
+
+@golden("infomin/loss")
+def infomin_loss_case(inputs: Case, params: Case, key: str) -> Any:
+    queue, name = inputs["queue"], last_part(key)
+    method = infomin(
+        queue,
+        temperature=params["T"],
+        jigsaw_weight=params["beta"],
+        projector_output=queue.shape[1],
+    )
+    q = inputs["q"].clone().requires_grad_()
+    free = inputs["w" if "w" in inputs else "q_jig"].clone().requires_grad_()
+    puzzle = F.normalize(free, dim=1) if "w" in inputs else free
+    loss = method.loss({"q": q, "k": inputs["k"], "q_jigsaw": puzzle}, batch_info())
+    if "gradient" not in name:
+        return loss
+    loss.backward()
+    return free.grad if "jig" in name else q.grad
+
+
+@golden("infomin/queue")
+def infomin_queue_case(inputs: Case, params: Case, key: str) -> Any:
+    method = infomin(inputs["queue"].double(), projector_output=inputs["queue"].shape[1])
+    method.queue.pointer.fill_(params["ptr"])
+    method.after_step({"k": inputs["keys"].double()}, batch_info())
+    return [method.queue.rows, method.queue.pointer]
+
+
+@golden("infomin/order")
+def infomin_order_case(inputs: Case, params: Case, key: str) -> Any:
+    """One number as a network: InfoMin's own hooks, and for the other order those of MoCo."""
+    later = "after" in last_part(key)
+    method: Any
+    if later:
+        method = infomin(torch.zeros(2, 2).double(), momentum=params["a"])
+    else:
+        method = make(
+            MoCoV1,
+            images=8,
+            views=(16, 16),
+            momentum=params["a"],
+            queue_size=2,
+            batch_norm_groups=1,
+        )
+    for projector in (method.projector, method.key_encoder.projector):
+        for parameter in projector.parameters():
+            parameter.data.fill_(params["theta0"])
+    theta = next(method.projector.parameters())
+    average = next(method.key_encoder.projector.parameters())
+    optimizer = torch.optim.SGD([theta], lr=params["lr"])
+    values = []
+    for gradient in inputs["g"].tolist():
+        method.before_step(batch_info())
+        used = average.flatten()[0].clone()
+        theta.grad = torch.full_like(theta, gradient)
+        optimizer.step()
+        method.after_step({"k": torch.zeros(2, method.queue.rows.shape[1]).double()}, batch_info())
+        values.append([theta.flatten()[0].clone(), average.flatten()[0].clone() if later else used])
+    return values
+
+
+@golden("infomin/randaugment/arguments")
+def infomin_arguments_case(inputs: Case, params: Case, key: str) -> Any:
+    names = {
+        "Rotate_degrees": "Rotate",
+        "Enhance_factor": "Color",
+        "Shear": "ShearX",
+        "TranslateRel_fraction": "TranslateX",
+        "PosterizeTpu_bits": "Posterize",
+        "Solarize_threshold": "Solarize",
+        "SolarizeAdd_amount": "SolarizeAdd",
+    }
+    magnitudes = torch.tensor(params["magnitudes"], dtype=torch.float64)
+    arguments = {name: argument(operation, magnitudes) for name, operation in names.items()}
+    return [{name: values[i] for name, values in arguments.items()} for i in range(len(magnitudes))]
+
+
+def infomin(queue: Tensor, **settings: Any) -> Any:
+    """Build the method around a queue (K, D)."""
+    options = {"queue_size": len(queue), "batch_norm_groups": 1, "grid": 2, "patch": 8}
+    method = make(InfoMin, images=8, views=(16, 16, 16), **options, **settings)
+    method.queue.rows = queue.clone()
+    return method

@@ -117,6 +117,7 @@ class PIRL(Method):
         )
         self.log("contrastive_top1", (image.argmax(1) == 0).float().mean())
         self.log("jigsaw_top1", (puzzle.argmax(1) == 0).float().mean())
+        costs: list[Tensor]
         if options.objective == "nce":
             log_z = self.nce.estimate(image)
             costs = [self.nce(image, log_z), self.nce(puzzle, log_z)]
