@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,17 @@ def recipe_values(**changes: Any) -> dict[str, Any]:
 
 def make_recipe(**changes: Any) -> Recipe:
     return parse_recipe(recipe_values(**changes), "test.toml")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks of a few channels are slower on two threads, by far so on a busy machine."""
+    import torch  # here, because a test imports this file to see that nothing else does
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_the_log_has_steps_epochs_and_what_the_method_watches(done: Path) -> Non
         "steps", "epoch", "steps", "epoch", "steps", "epoch",
     ]  # fmt: skip
     steps, epoch = lines[0], next(line for line in lines if line["kind"] == "epoch")
-    assert {"loss", "lr", "images_per_second", "usage_entropy"} <= set(steps)
+    assert {"loss", "lr", "images_per_second", "code_entropy"} <= set(steps)
     # RankMe is left out of batches too small to tell a low rank.
     assert {"spread", "seconds"} <= set(epoch)
 

@@ -20,8 +20,9 @@ OUTPUT_SPREAD_FLOOR = 0.4
 RANK_FLOOR = 3.0
 """Lowest healthy RankMe of the backbone's features."""
 
-USAGE_FLOOR = 0.5
-"""Lowest healthy usage entropy, as a share of its largest value."""
+USAGE_FLOOR = 0.3
+"""Lowest healthy usage entropy, as a share of its largest value: at it, 64 prototypes are used as
+if they were 3 or 4. Small batches and the first epochs of a healthy run come down to 0.45."""
 
 
 class Means:
