@@ -124,7 +124,8 @@ def bank_scores(features: Tensor, rows: Tensor, temperature: float) -> Tensor:
     One product with the whole bank costs less than reading C rows of D numbers for each image
     as soon as n < C * D.
     """
-    return features @ rows.T / temperature
+    # Divided before the product, so that only one matrix of (B, n) exists.
+    return (features / temperature) @ rows.T
 
 
 @at_least_float32
