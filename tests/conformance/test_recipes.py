@@ -14,7 +14,7 @@ from transferbench.optim.build import build_optimizer
 from transferbench.pretrain.loop import Trainer
 from transferbench.pretrain.recipe import Recipe, load_recipe, recipe_names, resolve
 from transferbench.progress import SILENT
-from transferbench.registry import load
+from transferbench.registry import load, names
 
 RECIPES = recipe_names()
 
@@ -83,3 +83,12 @@ def test_a_recipe_steps_at_reduced_size(name: str) -> None:
             losses = trainer.means.take()
             assert torch.tensor(list(losses.values())).isfinite().all(), (epoch, losses)
     assert all(weight.isfinite().all() for weight in trainer.method.state_dict().values())
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small", "imagenet"])
+def test_every_method_of_the_package_has_a_recipe(scale: str) -> None:
+    own = [
+        n for n in names("methods") if load("methods", n).__module__.startswith("transferbench.")
+    ]
+    lacking = [name for name in own if f"{scale}/{name}" not in RECIPES]
+    assert not lacking, f"no {scale} recipe of {', '.join(lacking)}"
