@@ -143,8 +143,9 @@ def start_case(inputs: Case, params: Case, key: str) -> Any:
 @golden("pcl-v2/proto")
 def prototype_case(inputs: Case, params: Case, key: str) -> Any:
     q = inputs["q"].clone().requires_grad_()
+    # A list without elements has no type.
     loss, _ = prototype_contrast(
-        q, inputs["centroids"], inputs["phi"], inputs["pos"], inputs["neg"]
+        q, inputs["centroids"], inputs["phi"], inputs["pos"], inputs["neg"].long()
     )
     if "gradient" in last_part(key):
         loss.backward()
@@ -173,7 +174,7 @@ def kmeans_case(inputs: Case, params: Case, key: str) -> Any:
 
 @golden("pcl-v1/features/duplicate-rows")
 def duplicates_case(inputs: Case, params: Case, key: str) -> Any:
-    return halve_duplicates(inputs["x"])
+    return halve_duplicates(inputs["x"].double())
 
 
 @golden("pcl-v1/total")
@@ -190,7 +191,7 @@ def total_case(inputs: Case, params: Case, key: str) -> Any:
             inputs[f"c{m}"],
             inputs.get(f"phi{m}"),
             inputs[f"pos{m}"],
-            inputs[f"neg{m}"],
+            inputs[f"neg{m}"].long(),
             params["T"],
         )
         for m in range(1, count + 1)
