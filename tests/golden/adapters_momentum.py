@@ -208,7 +208,8 @@ def given_clustering(
     negatives: Tensor,
     temperature: float,
 ) -> Clustering:
-    clustering = Clustering(images, *centroids.shape, temperature).double()
+    clusters, width = centroids.shape
+    clustering = Clustering(images, clusters, width, temperature).double()
     clustering.prototypes = centroids
     clustering.assignments = positives
     if phi is not None:
