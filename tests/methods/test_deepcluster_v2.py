@@ -101,6 +101,23 @@ def test_images_of_a_dropped_last_batch_have_no_label_and_no_part_in_the_loss() 
     torch.testing.assert_close(some, first)
 
 
+def test_a_last_batch_of_one_image_does_not_keep_the_bank_from_being_filled() -> None:
+    method = make(images=BATCH + 1)
+    walked = []
+
+    def walk(function: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = []
+        for images in (BATCH, 1):
+            outputs.append(function((torch.randn(images, 3, 16, 16),) * 2))
+            walked.append(len(outputs[-1]))
+        return torch.arange(BATCH + 1), torch.cat(outputs)
+
+    method.before_epoch(0, walk, torch.Generator())
+    assert walked == [BATCH, 1]
+    assert method.bank.index.tolist() == list(range(BATCH))
+    torch.testing.assert_close(method.bank.rows.norm(dim=2), torch.ones(2, BATCH))
+
+
 def test_a_batch_without_any_label_costs_nothing_and_moves_nothing() -> None:
     method, data = build("deepcluster-v2"), Data("deepcluster-v2")
     views, batch = data.step(0)

@@ -41,6 +41,9 @@ def test_the_first_epoch_trains_on_random_balanced_labels() -> None:
     method = build("sela-v2", first_labels="random")
     labels = method.labels.clone()
     assert class_counts(method, 0) == [7, 7, 6, 6, 6]
+    # Each head has an order of its own.
+    assert not torch.equal(labels[0], torch.arange(IMAGES) % 5)
+    assert not torch.equal(labels[0] % 4, labels[1])
     assert method.balance.tolist() == pytest.approx([1, 5, 8])
     data = train(method, STEPS_PER_EPOCH)
     assert torch.equal(method.labels, labels)

@@ -96,7 +96,7 @@ class DeepClusterV2(Method):
     def before_epoch(self, epoch: int, embed_all: EmbedAll, generator: torch.Generator) -> None:
         """Cluster what the last epoch left in the bank; before the first, fill it."""
         if not self.bank.is_full():
-            self.bank.write(0, *embed_all(self.embed_bank_views, views="train", training=True))
+            self.bank.fill(embed_all, self.embed_bank_views)
         for head, prototypes in enumerate(self.prototypes):
             view = self.bank_view(head)
             start = self.bank.draw(view, len(prototypes), generator)

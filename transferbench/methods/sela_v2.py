@@ -115,7 +115,7 @@ class SeLaV2(Method):
     def before_epoch(self, epoch: int, embed_all: EmbedAll, generator: torch.Generator) -> None:
         """Assign all labels anew from what the last epoch left in the bank."""
         if self.settings.first_labels == "bank" and not self.bank.is_full():
-            self.bank.write(0, *embed_all(self.embed_bank_views, views="train", training=True))
+            self.bank.fill(embed_all, self.embed_bank_views)
         if self.settings.label_updates is None and self.bank.is_full():
             self.assign_labels()
 

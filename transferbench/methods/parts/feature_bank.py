@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from transferbench.methods.method import Context
+from transferbench.methods.method import Context, EmbedAll, Views
 from transferbench.methods.parts.collectives import (
     from_first_process,
     gather,
@@ -50,6 +52,23 @@ class FeatureBank(nn.Module):
     def is_full(self) -> bool:
         """Tell whether every row has been written."""
         return bool((self.index >= 0).all())
+
+    def fill(self, embed_all: EmbedAll, embed: Callable[[Views], Tensor]) -> None:
+        """Write all rows in one walk over augmented views, with the networks in training mode.
+
+        `embed` gives (B, A, D). What lies beyond the last row, an incomplete last batch, is not
+        embedded: it may be one image, of which batch norm has no variance.
+        """
+        seen = 0
+
+        def embed_rows(views: Views) -> Tensor:
+            nonlocal seen
+            first, seen = seen, seen + len(views[0])
+            if first < len(self.index):
+                return embed(views)
+            return self.rows.new_zeros(len(views[0]), len(self.rows), self.rows.shape[2])
+
+        self.write(0, *embed_all(embed_rows, views="train", training=True))
 
     @torch.no_grad()
     def write(self, start: int, indices: Tensor, embeddings: Tensor) -> None:
