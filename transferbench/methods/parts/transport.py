@@ -57,8 +57,8 @@ def balanced_transport(
     tolerance : float, optional
         Stop once sum_n |c_old / c_new - 1| is at most this.
     """
-    wide = log_p if log_p.device.type == "mps" else log_p.double()
-    m = wide * power
+    wide = log_p.dtype if log_p.device.type == "mps" else torch.float64
+    m = log_p.to(wide, copy=True).mul_(power)
     samples, classes = len(m) * world_size(), m.shape[1]
     log_c = m.new_full((len(m),), -math.log(samples))
     log_r = m.new_full((classes,), -math.log(classes))
