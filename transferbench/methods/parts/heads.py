@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-LastNorm = Literal["none", "affine", "scale", "plain"]
+LastNorm = Literal["none", "scale", "plain"]
 
 
 def mlp(
@@ -33,9 +33,8 @@ def mlp(
         Whether hidden linear layers, and the last one, have a bias.
     norm : bool
         Batch norm (affine, eps 1e-5) after each hidden linear layer.
-    last_norm : {"none", "affine", "scale", "plain"}
-        Batch norm after the last linear layer: absent, with scale and shift, with scale only, or
-        with neither.
+    last_norm : {"none", "scale", "plain"}
+        Batch norm after the last linear layer: absent, with a scale but no shift, or with neither.
     dropout : float
         Probability of dropping a hidden unit.
     weight_std : float, optional
