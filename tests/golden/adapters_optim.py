@@ -39,8 +39,8 @@ def run_steps(
 
 def numbered(inputs: Inputs, prefix: str) -> list[Tensor]:
     """Return inputs g1, g2, ... in order."""
-    found = sorted(k for k in inputs if k.startswith(prefix) and k[len(prefix) :].isdigit())
-    return [inputs[k] for k in found]
+    numbers = [k[len(prefix) :] for k in inputs if k.startswith(prefix)]
+    return [inputs[prefix + n] for n in sorted(filter(str.isdigit, numbers), key=int)]
 
 
 def lars_settings(params: Inputs) -> dict[str, Any]:

