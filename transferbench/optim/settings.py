@@ -221,7 +221,8 @@ class ScheduleSettings(_Settings):
         "lambda": the factor of the peak, e.g. "0.95 ** epoch"; see `optim.formula`. `epoch` counts
         from 0 and is constant inside an epoch, `epochs` is the schedule's length.
     epochs : int or None
-        Where a cosine ends, if that is before the end of the run or of the phase.
+        Where a cosine ends, and the `epochs` of a formula, if that is before the end of the run or
+        of the phase.
     milestones, every : tuple of int, int
         "step": the epochs (from 0) at which the rate drops, or the distance between drops.
     gamma : float
