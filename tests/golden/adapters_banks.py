@@ -6,14 +6,15 @@ are the negatives) replaces a draw.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.golden import harness
 from tests.golden.adapters_methods import batch_info, last_part
-from tests.golden.harness import golden
 from transferbench.augment.randaugment import argument
 from transferbench.methods.infomin import InfoMin
 from transferbench.methods.insdis import InsDis, proximal
@@ -24,6 +25,7 @@ from transferbench.methods.parts.jigsaw import JigsawHead, patch_boxes
 from transferbench.methods.pirl import PIRL
 
 Case = dict[str, Any]
+golden = partial(harness.golden, whole={"y", "neg", "perm", "dx", "dy"})
 
 
 class Blank(nn.Module):
@@ -53,7 +55,7 @@ def make(
 
 def with_bank(method: type[Method], inputs: Case, **settings: Any) -> Any:
     """Build a method whose bank, and where given whose negatives, are the case's."""
-    bank = inputs["bank"].double()
+    bank = inputs["bank"]
     if method is PIRL:
         settings |= {"grid": 2, "patch": 8}
     views = (16, 16) if method is PIRL else (16,)
@@ -221,9 +223,9 @@ def infomin_loss_case(inputs: Case, params: Case, key: str) -> Any:
 
 @golden("infomin/queue")
 def infomin_queue_case(inputs: Case, params: Case, key: str) -> Any:
-    method = infomin(inputs["queue"].double(), projector_output=inputs["queue"].shape[1])
+    method = infomin(inputs["queue"], projector_output=inputs["queue"].shape[1])
     method.queue.pointer.fill_(params["ptr"])
-    method.after_step({"k": inputs["keys"].double()}, batch_info())
+    method.after_step({"k": inputs["keys"]}, batch_info())
     return [method.queue.rows, method.queue.pointer]
 
 

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tests.conformance.pair import RANKS, run_on_both
+from tests.golden import harness
 from tests.golden.adapters_methods import batch_info, last_part, make
-from tests.golden.harness import golden
 from transferbench.methods.method import Method
 from transferbench.methods.moco_v1 import MoCoV1
 from transferbench.methods.moco_v2 import MoCoV2
@@ -30,6 +31,7 @@ from transferbench.methods.pcl_v1 import PCLv1
 from transferbench.methods.pcl_v2 import PCLv2
 
 Case = dict[str, Any]
+golden = partial(harness.golden, whole={"pos", "neg", "perm", "assign"})
 KINDS: dict[str, type[Method]] = {
     "moco-v1": MoCoV1,
     "moco-v2": MoCoV2,
@@ -49,7 +51,7 @@ def bare(key: str, **settings: Any) -> Any:
 
 
 def fill_queue(method: Any, rows: Tensor, pointer: int = 0) -> None:
-    method.queue.rows = rows.double().clone()
+    method.queue.rows = rows.clone()
     method.queue.pointer = torch.tensor(pointer)
 
 
@@ -62,8 +64,8 @@ def fill_queue(method: Any, rows: Tensor, pointer: int = 0) -> None:
 def contrast_case(inputs: Case, params: Case, key: str) -> Any:
     method = bare(key, temperature=params["T"])
     fill_queue(method, inputs["queue"])
-    x = inputs["x" if "x" in inputs else "q"].double().clone().requires_grad_()
-    loss = method((x, inputs["k"].double()), batch_info())
+    x = inputs["x" if "x" in inputs else "q"].clone().requires_grad_()
+    loss = method((x, inputs["k"]), batch_info())
     if "gradient" in last_part(key):
         loss.backward()
         return x.grad
@@ -73,7 +75,7 @@ def contrast_case(inputs: Case, params: Case, key: str) -> Any:
 @golden("moco-v1/queue")
 @golden("moco-v2/queue")
 def enqueue_case(inputs: Case, params: Case, key: str) -> Any:
-    method, keys = bare(key), inputs["keys"].double()
+    method, keys = bare(key), inputs["keys"]
     fill_queue(method, inputs["queue"], params["ptr"])
     method.after_step({"k": keys if "moco-v1" in key else keys[:, None]}, batch_info())
     return [method.queue.rows, method.queue.pointer]
@@ -143,9 +145,8 @@ def start_case(inputs: Case, params: Case, key: str) -> Any:
 @golden("pcl-v2/proto")
 def prototype_case(inputs: Case, params: Case, key: str) -> Any:
     q = inputs["q"].clone().requires_grad_()
-    # A list without elements has no type.
     loss, _ = prototype_contrast(
-        q, inputs["centroids"], inputs["phi"], inputs["pos"], inputs["neg"].long()
+        q, inputs["centroids"], inputs["phi"], inputs["pos"], inputs["neg"]
     )
     if "gradient" in last_part(key):
         loss.backward()
@@ -174,7 +175,7 @@ def kmeans_case(inputs: Case, params: Case, key: str) -> Any:
 
 @golden("pcl-v1/features/duplicate-rows")
 def duplicates_case(inputs: Case, params: Case, key: str) -> Any:
-    return halve_duplicates(inputs["x"].double())
+    return halve_duplicates(inputs["x"])
 
 
 @golden("pcl-v1/total")
@@ -191,7 +192,7 @@ def total_case(inputs: Case, params: Case, key: str) -> Any:
             inputs[f"c{m}"],
             inputs.get(f"phi{m}"),
             inputs[f"pos{m}"],
-            inputs[f"neg{m}"].long(),
+            inputs[f"neg{m}"],
             params["T"],
         )
         for m in range(1, count + 1)

@@ -14,7 +14,7 @@ with the case's `expected`: a number, a list, a tensor, or a dict or list of tho
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,18 @@ ADAPTERS: dict[str, Adapter] = {}
 CASES = Path(__file__).parent / "cases"
 
 
-def golden(name: str) -> Callable[[Adapter], Adapter]:
-    """Register an adapter for every key that is `name` or begins with `name`."""
+def golden(name: str, *, whole: Set[str] | None = None) -> Callable[[Adapter], Adapter]:
+    """Register an adapter for every key that is `name` or begins with `name`.
+
+    If `whole` names the inputs that are whole numbers, the adapter gets them as `typed` does.
+    """
 
     def register(adapter: Adapter) -> Adapter:
         assert name not in ADAPTERS, f"two adapters for {name}"
-        ADAPTERS[name] = adapter
+        if whole is None:
+            ADAPTERS[name] = adapter
+        else:
+            ADAPTERS[name] = lambda inputs, params, key: adapter(typed(inputs, whole), params, key)
         return adapter
 
     return register
@@ -64,6 +70,19 @@ def make_input(spec: Any) -> Any:
         case other:
             raise ValueError(f"unknown post '{other}'")
     return torch.from_numpy(array)
+
+
+def typed(inputs: dict[str, Any], whole: Set[str]) -> dict[str, Any]:
+    """Make tensors int64 if `whole` has their name without its number, else float64.
+
+    However the literals are written: [1, 0] may be a unit row, and an empty list has no type.
+    """
+    return {
+        name: value.to(torch.int64 if name.rstrip("0123456789") in whole else torch.float64)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in inputs.items()
+    }
 
 
 def load_cases(folder: Path) -> list[dict[str, Any]]:
