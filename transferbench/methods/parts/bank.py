@@ -178,5 +178,5 @@ def noise_contrastive_terms(
         The sum over negatives of -ln((K / n) / (P + c)).
     """
     log_p = scores - log_z
-    total = torch.logaddexp(log_p, log_p.new_tensor(noise + epsilon).log())
+    total = torch.logaddexp(log_p, log_p.new_full((), math.log(noise + epsilon)))
     return total[:, 0] - log_p[:, 0], (total[:, 1:] - math.log(noise)).sum(1)
