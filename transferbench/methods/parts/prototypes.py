@@ -156,8 +156,8 @@ class Prototypes(nn.Module):
     ) -> None:
         """Cluster the unit features that an encoder gives one plain view of every image.
 
-        The encoder runs in evaluation mode. What the processes have seen is added up, so it does
-        not matter who has seen which image.
+        The encoder runs in evaluation mode. What the processes have seen is added up; an image
+        that two have seen, as a sampler pads its last batch, still counts once.
         """
         indices, rows = embed_all(lambda views: encoder(views[0]))
         features = rows.new_zeros(self.num_images, rows.shape[1])
