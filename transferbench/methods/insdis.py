@@ -7,7 +7,7 @@ HobbitLong/PyContrast.
 Where paper and codes differ: by default the code of the released weights is followed, a softmax
 over the positive and 65,536 sampled rows of a bank that starts as random unit rows. The paper's
 loss (`objective = "nce"`) tells the positive from 4096 rows of noise; the constant Z is, as in its
-code, the mean over the first batch with the positives' column, frozen from then on. With
+code, n times the mean of exp(score) over the first batch, positives included, and then frozen. With
 `objective = "full"` nothing is sampled, as the code does for CIFAR. The paper's proximal term is an
 option; neither code has it, for the momentum of the bank plays its part.
 """

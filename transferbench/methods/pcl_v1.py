@@ -7,7 +7,7 @@ Where paper and code differ, the code is followed: T 0.2 and 16384 negatives (pa
 concentrations are clipped to their 10th and 90th percentile before they are scaled; the prototype
 terms of the clusterings are averaged and added with weight 1. The queue's length and the number of
 negative prototypes, one number in the code, are two; where fewer clusters than that remain, all of
-them are negatives (the code fails).
+them are negatives (the code fails). Empty clusters are no negatives (the code may draw them).
 
 The parts of momentum contrast are those of `moco-v1`. From the end of the warm-up on every epoch
 begins with k-means of the key encoder's features in evaluation mode, several times with different
