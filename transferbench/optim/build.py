@@ -12,22 +12,13 @@ from torch.optim import Optimizer
 from transferbench.errors import unknown
 from transferbench.optim.lars import LARS
 from transferbench.optim.schedules import learning_rate, scaled_rate
-from transferbench.optim.settings import GroupSettings, OptimizerSettings, ScheduleSettings
-from transferbench.optim.switching import AdamThenSGD
-
-OPTIONS = (
-    "momentum",
-    "nesterov",
-    "betas",
-    "eps",
-    "alpha",
-    "eta",
-    "lr_inside",
-    "clip",
-    "switch_epoch",
-    "sgd_factor",
+from transferbench.optim.settings import (
+    OPTIMIZER_KEYS,
+    GroupSettings,
+    OptimizerSettings,
+    ScheduleSettings,
 )
-"""The settings that optimizers take as they are, each those that it has."""
+from transferbench.optim.switching import AdamThenSGD
 
 
 def peak_rate(settings: OptimizerSettings, batch_size: int, group: GroupSettings | None) -> float:
@@ -96,9 +87,7 @@ def build_optimizer(
 
 
 def _optimizer(settings: OptimizerSettings, groups: list[dict[str, Any]]) -> Optimizer:
-    options: dict[str, Any] = {
-        key: getattr(settings, key) for key in OPTIONS if getattr(settings, key) is not None
-    }
+    options = {key: getattr(settings, key) for key in OPTIMIZER_KEYS[settings.name]}
     options["lr"] = groups[0]["lr"]
     match settings.name:
         case "sgd":

@@ -47,7 +47,7 @@ def simclr_steps(
 
     Images are counted across epochs, so the total is floor(images * epochs / batch) + 1.
     """
-    warmup = round(math.floor(warmup_epochs * num_images / batch_size))
+    warmup = math.floor(warmup_epochs * num_images / batch_size)
     return warmup, num_images * epochs // batch_size + 1
 
 
