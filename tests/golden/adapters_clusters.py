@@ -6,13 +6,15 @@ Cases of two processes run on two real ones (gloo), through the same collectives
 from __future__ import annotations
 
 import math
+from functools import partial
+from string import ascii_lowercase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tests.conformance.pair import run_on_both
-from tests.golden.harness import golden
+from tests.golden import harness
 from transferbench.methods.deepcluster_v2 import DeepClusterV2
 from transferbench.methods.method import BatchInfo, Context, Method
 from transferbench.methods.parts.cluster_labels import MISSING
@@ -24,6 +26,10 @@ from transferbench.methods.sela_v2 import SeLaV2
 from transferbench.methods.twist import TWIST, class_entropies, confident_labels, crop_pairs
 
 Case = dict[str, Any]
+
+golden = partial(
+    harness.golden, whole={"init_rows", "y", *(f"idx_{letter}" for letter in ascii_lowercase)}
+)
 
 
 class Nothing(nn.Module):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.conformance.pair import run_on_both
+from tests.golden import harness
 from tests.golden.adapters_methods import Case, batch_info, last_part, make
-from tests.golden.harness import golden
 from transferbench.methods import barlow_twins
 from transferbench.methods import mae as mae_module
 from transferbench.methods.barlow_twins import (
@@ -39,6 +39,8 @@ from transferbench.methods.parts.positions import sincos_positions
 from transferbench.methods.simclr_v1 import projection_head
 from transferbench.methods.simclr_v2 import SimCLRv2, first_layers
 from transferbench.methods.simsiam import SimSiam, negative_cosine
+
+golden = partial(harness.golden, whole={"mask", "ids_restore"})
 
 
 def pair(first: Tensor, second: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, **settings: Any
 def simsiam_loss_case(inputs: Case, params: Case, key: str) -> Any:
     name = last_part(key)
     if "zero-prediction" in name:
-        return negative_cosine(inputs["p"].double(), inputs["z"].double(), params["eps"])
+        return negative_cosine(inputs["p"], inputs["z"], params["eps"])
     p1 = inputs["p1"].clone().requires_grad_()
     p2, z1, z2 = inputs["p2"], inputs["z1"], inputs["z2"]
     loss = simsiam_loss(p1, p2, z1, z2)
@@ -234,7 +236,7 @@ def moco_v3_loss(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: fl
 @golden("moco-v3/loss")
 def moco_v3_loss_case(inputs: Case, params: Case, key: str) -> Any:
     name, temperature = last_part(key), params["T"]
-    q1, q2, k1, k2 = (inputs[part].double() for part in ("q1", "q2", "k1", "k2"))
+    q1, q2, k1, k2 = (inputs[part] for part in ("q1", "q2", "k1", "k2"))
     if "two-processes" in name:
         halves = zip(*(part.chunk(2) for part in (q1, q2, k1, k2)), strict=True)
         losses = run_on_both(moco_v3_loss, [(*half, temperature) for half in halves])
@@ -269,8 +271,7 @@ def patchify_case(inputs: Case, params: Case, key: str) -> Any:
 
 @golden("mae/target")
 def mae_target_case(inputs: Case, params: Case, key: str) -> Any:
-    images = inputs["images"].double()
-    targets = normalize_patches(patchify(images, (params["patch"],) * 2), params["eps"])
+    targets = normalize_patches(patchify(inputs["images"], (params["patch"],) * 2), params["eps"])
     return targets[0, 0] if "constant" in last_part(key) else targets[1, 3]
 
 
