@@ -98,7 +98,8 @@ def swav_schedule_case(inputs: Inputs, params: Inputs, key: str) -> list[float]:
         {
             "name": "swav",
             "warmup_epochs": params["warmup_epochs"],
-            "warmup_start": params["start"] / base,
+            # Without a warm-up its start plays no part, and a recipe may not give one.
+            "warmup_start": params["start"] / base if params["warmup_epochs"] else 0.0,
             "floor": params["final"] / base,
         },
         base,
