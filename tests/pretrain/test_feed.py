@@ -61,8 +61,13 @@ def test_plain_images_and_labels_are_those_of_the_indices() -> None:
     assert labels.tolist() == [1, 2]
 
 
-def test_walking_in_order_covers_every_image_once() -> None:
-    assert torch.cat(list(make_feed().in_order())).tolist() == list(range(44))
+def test_a_walk_covers_every_image_once_in_order_or_in_a_random_one() -> None:
+    feed = make_feed()
+    assert torch.cat(list(feed.walk())).tolist() == list(range(44))
+    one, same, other = (torch.cat(list(feed.walk("walk", n))).tolist() for n in (1, 1, 2))
+    assert one == same != other
+    assert sorted(one) == sorted(other) == list(range(44))
+    assert one != sorted(one)
 
 
 def test_phases_tell_their_epochs() -> None:

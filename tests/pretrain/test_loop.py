@@ -58,6 +58,8 @@ class Recording(SwAV):
         _, augmented = embed_all(
             lambda views: torch.cat([v.mean((1, 2, 3))[:, None] for v in views], 1), views="train"
         )
+        trained, _ = embed_all(lambda views: views[0].mean((1, 2, 3)), training=True)
+        assert sorted(trained.tolist()) == list(range(40)) != trained.tolist()
         shapes = tuple(plain.shape), tuple(augmented.shape)
         self.calls.append(("before_epoch", epoch, indices.tolist() == list(range(40)), *shapes))
 

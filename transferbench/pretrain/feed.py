@@ -150,11 +150,16 @@ class Feed:
         """Return labels (B,) int64 on the device; None unless asked for at construction."""
         return None if self._labels is None else self._labels[indices].to(self.device)
 
-    def in_order(self) -> Iterator[Tensor]:
-        """Yield the positions of all images in batches, once, the last one as it comes."""
-        size = self.recipe.batch_size
-        for start in range(0, len(self), size):
-            yield torch.arange(start, min(start + size, len(self)))
+    def walk(self, *shuffled_by: object) -> Iterator[Tensor]:
+        """Yield the positions of all images in batches, once, the last one as it comes.
+
+        In their order, or in the random one that `shuffled_by` (e.g. "embed_all", 7) picks.
+        """
+        order = torch.arange(len(self))
+        if shuffled_by:
+            chance = torch.Generator().manual_seed(derived_seed(self.recipe.seed, *shuffled_by))
+            order = torch.randperm(len(self), generator=chance)
+        yield from order.split(self.recipe.batch_size)
 
     def _images(self, indices: Tensor) -> Tensor:
         images = torch.from_numpy(self._pixels[indices.numpy()])

@@ -231,8 +231,10 @@ class Trainer:
             training: bool = False,
         ) -> tuple[Tensor, Tensor]:
             self.method.train(training)
+            # Stored sets lie class by class: not what batch norm should see while it trains.
+            batches = list(self.feed.walk(*(("embed_all", epoch) if training else ())))
             outputs = []
-            for number, indices in enumerate(self.feed.in_order()):
+            for number, indices in enumerate(batches):
                 if views == "plain":
                     images: Views = (self.feed.plain(indices),)
                 else:
@@ -240,7 +242,7 @@ class Trainer:
                 with self._autocast():
                     outputs.append(raise_half(function(images)))
             self.method.train()
-            return torch.arange(len(self.feed), device=self.device), torch.cat(outputs)
+            return torch.cat(batches).to(self.device), torch.cat(outputs)
 
         return embed_all
 
