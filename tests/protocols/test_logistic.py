@@ -152,3 +152,22 @@ def test_every_point_of_the_papers_grid_converges_without_noise(spread, capfd, r
     assert all(point.converged for point in path.points)
     assert capfd.readouterr() == ("", "")
     assert len(recwarn) == 0
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_a_factorised_hessian_and_conjugate_gradients_find_the_same(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(5)
+    features = random.standard_normal((80, 6)) * np.logspace(0, -3, 6)
+    labels = random.integers(0, 3, 80) if task == "multiclass" else random.integers(0, 2, (80, 3))
+    penalties = [1e-4, 1e-1, 10.0]
+    exact = fit_path(features, labels, penalties, task=task, tol=1e-10)
+    monkeypatch.setattr(newton, "LARGEST_HESSIAN", 0)
+    products = fit_path(features, labels, penalties, task=task, tol=1e-10)
+    for one, other in zip(exact.points, products.points, strict=True):
+        assert one.converged
+        assert other.converged
+        np.testing.assert_allclose(one.weights, other.weights, rtol=1e-3, atol=1e-6)
+        assert one.objective == pytest.approx(other.objective, rel=1e-9)
+        assert one.iterations <= other.iterations

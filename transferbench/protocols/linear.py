@@ -50,7 +50,7 @@ class Linear:
     """Choose the weight decay on validation, refit on train + val, read the test split once."""
 
     name: ClassVar[str] = "linear"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     Parameters: ClassVar[type[Parameters]] = LinearParameters
 
     def applies_to(self, card: Card) -> bool:
