@@ -16,13 +16,17 @@ from transferbench.pretrain.loop import Trainer
 from transferbench.pretrain.recipe import Recipe, load_recipe, resolve
 
 ROUNDS = 4
+COMMON = (
+    "crop={scale=[0.3,1.0]},flip=0.5,grayscale=0.2,"
+    "jitter={p=0.8,brightness=0.4,contrast=0.4,saturation=0.4,hue=0.1}"
+)
 CASES = {
     # title: (recipe, overrides, target share)
     "simclr-v1, tiny": ("tiny/simclr-v1", [], 0.85),
     "byol, tiny": ("tiny/byol", [], None),
     "swav, tiny, 2 + 6 crops": (
         "tiny/swav",
-        ["views.1.count=6", "views.1.size=16"],
+        [f"views=[{{count=2,size=32,{COMMON}}},{{count=6,size=16,{COMMON}}}]"],
         0.70,
     ),
     "supervised, tiny": ("tiny/supervised", [], None),
