@@ -132,6 +132,21 @@ def test_records_count_without_the_models_and_data_they_came_from(here: Path) ->
     assert markdown.render([without]) == markdown.render([with_all])
 
 
+def test_an_absent_set_lacks_a_number_where_its_metric_has_others(here: Path) -> None:
+    found, entrants = make_board("test", seeds=[0]), [make_entrant("a")]
+    tasks = [make_task("linear"), make_task("knn")]
+    columns = (make_column("x"), make_column("y"))
+    for job in plan(found, entrants, columns, tasks, (0,)):
+        if (job.task.name, job.column.name) != ("knn", "y"):
+            assert job.description is not None
+            write(job.path, make_record(0.5, job.description))
+    absent = (Column("x", reason="unknown"), Column("y", reason="unknown"))
+    jobs = plan(found, entrants, absent, tasks, (0,))
+    _, knn = build_tables(found, entrants, absent, tasks, jobs)
+    assert knn.cells["a", "x"].value == 50.0
+    assert knn.cells["a", "y"].note == "missing"
+
+
 def test_the_pretraining_set_is_shown_but_left_out_of_the_average(here: Path) -> None:
     (table,) = _tables(FULL, pretraining_data="y")
     assert table.cells["a", "average"].value == 50.0

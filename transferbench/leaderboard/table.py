@@ -227,8 +227,12 @@ def _applicable(task: Task, column: Column, jobs: Iterable[Job]) -> bool:
         return any(job.column.name == column.name and job.task.name == task.name for job in jobs)
     if column.card is not None:
         return applies(task, column)
-    known = [job for job in jobs if job.column.name == column.name and job.reading.record]
-    return not known or any(job.task.name == task.name for job in known)
+    # Sets of one metric are of one kind: what has a number on one of them applies to all.
+    recorded = [(job, job.reading.record) for job in jobs if job.reading.record is not None]
+    metrics = {record.metric for job, record in recorded if job.column.name == column.name}
+    return not metrics or any(
+        job.task.name == task.name and record.metric in metrics for job, record in recorded
+    )
 
 
 def _cell(jobs: Sequence[Job]) -> Cell:

@@ -159,7 +159,7 @@ class Feed:
         if shuffled_by:
             chance = torch.Generator().manual_seed(derived_seed(self.recipe.seed, *shuffled_by))
             order = torch.randperm(len(self), generator=chance)
-        yield from order.split(self.recipe.batch_size)
+        yield from torch.split(order, self.recipe.batch_size)
 
     def _images(self, indices: Tensor) -> Tensor:
         images = torch.from_numpy(self._pixels[indices.numpy()])

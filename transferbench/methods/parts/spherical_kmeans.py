@@ -57,4 +57,4 @@ def nearest(rows: Tensor, centroids: Tensor) -> Tensor:
 
 def blocks(rows: Tensor, columns: int) -> Iterator[Tensor]:
     """Cut rows (R, ...) into parts that have at most `BLOCK` pairs with as many columns."""
-    yield from rows.split(max(BLOCK // columns, 1))
+    yield from torch.split(rows, max(BLOCK // columns, 1))

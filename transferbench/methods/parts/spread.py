@@ -22,4 +22,5 @@ def output_spread(z: Tensor) -> Tensor:
 
     Methods without negatives log it under this name, for the engine to warn when it vanishes.
     """
-    return output_std(z.detach()) * z.shape[-1] ** 0.5
+    spread: Tensor = output_std(z.detach()) * float(z.shape[-1] ** 0.5)
+    return spread

@@ -66,10 +66,12 @@ def balanced_transport(
     while repeats < iterations:
         log_r = -math.log(classes) - _sum_of_samples(m, log_c)
         old, log_c = log_c, -math.log(samples) - _sum_of_classes(m, log_r)
-        checked = tolerance is not None and repeats % CHECK_EVERY == 0
+        checked = repeats % CHECK_EVERY == 0
         repeats += 1
-        if checked and sum_over_processes(((old - log_c).exp() - 1).abs().sum()) <= tolerance:
-            break
+        if tolerance is not None and checked:
+            change = sum_over_processes(((old - log_c).exp() - 1).abs().sum())
+            if float(change) <= tolerance:
+                break
     return Transport(m.add_(log_r).add_(log_c[:, None]), repeats)
 
 
