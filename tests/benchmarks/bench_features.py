@@ -32,6 +32,9 @@ class PixelSplit:
     name: str = "train"
     fingerprint: str = "noise"
 
+    def __len__(self) -> int:
+        return len(self.pixels())
+
     def pixels(self, size: int | None = None, **_: Any) -> np.ndarray[Any, Any]:
         """Return the images (N, S, S, 3)."""
         return np.load(self.path, mmap_mode="r")
