@@ -101,10 +101,10 @@ def simclr_loss_case(inputs: Case, params: Case, key: str) -> Any:
     return 2 * loss if "official-scale" in name else loss
 
 
-@golden("simclr-v1/head")
-def simclr_head_case(inputs: Case, params: Case, key: str) -> Any:
+def case_head(inputs: Case, method: type[Method]) -> nn.Sequential:
+    """Build SimCLR's head with the weights of a case."""
     weights = [inputs[name] for name in sorted(inputs) if name.startswith("w")]
-    settings = SimCLRv1.Settings(
+    settings = method.Settings(
         projector_hidden=len(weights[0]),
         projector_output=len(weights[-1]),
         projector_layers=len(weights),
@@ -113,7 +113,12 @@ def simclr_head_case(inputs: Case, params: Case, key: str) -> Any:
     layers = [layer for layer in head if isinstance(layer, nn.Linear)]
     for layer, weight in zip(layers, weights, strict=True):
         layer.weight.data.copy_(weight)
-    return head(inputs["h"])
+    return head
+
+
+@golden("simclr-v1/head")
+def simclr_head_case(inputs: Case, params: Case, key: str) -> Any:
+    return case_head(inputs, SimCLRv1)(inputs["h"])
 
 
 # byol

@@ -13,11 +13,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.conformance.pair import run_on_both
 from tests.golden import harness
-from tests.golden.adapters_methods import Case, batch_info, last_part, make
+from tests.golden.adapters_methods import Case, batch_info, case_head, last_part, make
 from transferbench.methods import barlow_twins
 from transferbench.methods import mae as mae_module
 from transferbench.methods.barlow_twins import (
@@ -36,7 +36,6 @@ from transferbench.methods.mae import (
 )
 from transferbench.methods.moco_v3 import MoCoV3
 from transferbench.methods.parts.positions import sincos_positions
-from transferbench.methods.simclr_v1 import projection_head
 from transferbench.methods.simclr_v2 import SimCLRv2, first_layers
 from transferbench.methods.simsiam import SimSiam, negative_cosine
 
@@ -195,16 +194,7 @@ def simclr_v2_loss_case(inputs: Case, params: Case, key: str) -> Any:
 
 @golden("simclr-v2/head")
 def simclr_v2_head_case(inputs: Case, params: Case, key: str) -> Any:
-    weights = [inputs[name] for name in sorted(inputs) if name.startswith("w")]
-    settings = SimCLRv2.Settings(
-        projector_hidden=len(weights[0]),
-        projector_output=len(weights[-1]),
-        projector_layers=len(weights),
-    )
-    head = projection_head(inputs["h"].shape[1], settings).double()
-    layers = [layer for layer in head if isinstance(layer, nn.Linear)]
-    for layer, weight in zip(layers, weights, strict=True):
-        layer.weight.data.copy_(weight)
+    head = case_head(inputs, SimCLRv2)
     return [head(inputs["h"]), first_layers(head, 1)(inputs["h"])]
 
 

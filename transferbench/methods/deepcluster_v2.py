@@ -42,7 +42,7 @@ from transferbench.methods.parts.cluster_labels import (
 )
 from transferbench.methods.parts.feature_bank import FeatureBank
 from transferbench.methods.parts.heads import mlp
-from transferbench.methods.parts.multicrop import forward_by_resolution
+from transferbench.methods.parts.multicrop import embed_crops
 from transferbench.methods.parts.requirements import require_batch
 from transferbench.methods.parts.spherical_kmeans import spherical_kmeans
 
@@ -122,12 +122,8 @@ class DeepClusterV2(Method):
 
         One backbone pass a resolution; the projector's batch norm mixes all crops.
         """
-        features = forward_by_resolution(self.backbone, views)
-        z = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-        return {
-            "z": F.normalize(z, dim=-1).transpose(0, 1),
-            "features": features[0].detach(),
-        }
+        z, features = embed_crops(self.backbone, self.projector, views)
+        return {"z": z, "features": features}
 
     def loss(self, embeddings: Embeddings, batch: BatchInfo) -> Tensor:
         """Return the mean over heads of all views' cross-entropy with their image's cluster."""

@@ -29,7 +29,7 @@ from transferbench.methods.method import (
     Views,
 )
 from transferbench.methods.parts.heads import mlp
-from transferbench.methods.parts.multicrop import forward_by_resolution
+from transferbench.methods.parts.multicrop import embed_crops
 from transferbench.methods.parts.precision import at_least_float32
 from transferbench.methods.parts.queue import is_full, push
 from transferbench.methods.parts.requirements import require_batch
@@ -92,12 +92,8 @@ class SwAV(Method):
 
         One backbone pass a resolution; the projector's batch norm mixes all crops.
         """
-        features = forward_by_resolution(self.backbone, views)
-        z = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
-        return {
-            "z": F.normalize(z, dim=-1).transpose(0, 1),
-            "features": features[0].detach(),
-        }
+        z, features = embed_crops(self.backbone, self.projector, views)
+        return {"z": z, "features": features}
 
     def loss(self, embeddings: Embeddings, batch: BatchInfo) -> Tensor:
         """Return the mean over code views of what the other views' predictions of it cost."""

@@ -217,7 +217,6 @@ class Trainer:
             self.step - first * self.steps_per_epoch,
             steps_per_epoch=self.steps_per_epoch,
             epochs=length,
-            batch_size=self.recipe.batch_size,
         )
 
     def _embed_all(self, epoch: int) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transferbench.methods.method import Views
@@ -23,3 +24,14 @@ def forward_by_resolution(network: nn.Module, views: Views) -> Tensor:
         joined = network(torch.cat([views[m] for m in members]))
         outputs.update(zip(members, joined.chunk(len(members)), strict=True))
     return torch.stack([outputs[position] for position in range(len(views))])
+
+
+def embed_crops(backbone: nn.Module, projector: nn.Module, views: Views) -> tuple[Tensor, Tensor]:
+    """Return unit embeddings (B, V, D) of all crops, and the first crop's features (B, F).
+
+    One backbone pass a resolution; the projector's batch norm mixes all crops
+    (facebookresearch/swav: src/resnet50.py).
+    """
+    features = forward_by_resolution(backbone, views)
+    z = projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+    return F.normalize(z, dim=-1).transpose(0, 1), features[0].detach()
