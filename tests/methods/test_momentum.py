@@ -33,7 +33,7 @@ METHODS = ["moco-v1", "moco-v2", "pcl-v1", "pcl-v2"]
 
 def make(name: str, *, views: int = 2, batch: int = 8, processes: int = 1, **settings: Any) -> Any:
     kind = method_class(name)
-    clusters = {"clusters": (4,)} if "pcl" in name else {}
+    clusters: dict[str, Any] = {"clusters": (4,), "warmup_epochs": 0} if "pcl" in name else {}
     context = Context(
         num_images=IMAGES,
         num_classes=None,
@@ -289,3 +289,5 @@ def test_recipes_that_cannot_work_are_refused(name: str) -> None:
     if "pcl" in name:
         with pytest.raises(UserError, match=rf"settings\.clusters: {name} cannot make 33 clusters"):
             make(name, clusters=(4, IMAGES + 1))
+        with pytest.raises(UserError, match=rf"settings\.warmup_epochs: {name} clusters after 1 "):
+            make(name, warmup_epochs=1)

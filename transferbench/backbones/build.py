@@ -55,7 +55,7 @@ def build_network(settings: NetworkSettings, *, seed: int | None = None) -> nn.M
         except Exception as error:
             raise UserError(
                 f"timm cannot build '{settings.name}' with args {settings.args}: "
-                f"{first_line(error)}"
+                f"{first_line(error)}; another architecture needs args of its own"
             ) from error
         if settings.stem == "small":
             _shrink_stem(network, settings.name)

@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from transferbench.errors import UserError
 from transferbench.methods.method import (
     BatchInfo,
     Context,
@@ -138,8 +139,13 @@ class PCLv1(Method):
 
 
 def prototypes_of(method: str, settings: PCLv1Settings, context: Context) -> Prototypes:
-    """Make the clusterings; refuse more clusters than images."""
+    """Make the clusterings; refuse more clusters than images, and a warm-up that never ends."""
     require_clusters(method, context, settings.clusters)
+    if settings.warmup_epochs >= context.epochs:
+        raise UserError(
+            f"settings.warmup_epochs: {method} clusters after {settings.warmup_epochs} epochs, but "
+            f"the run has {context.epochs}: without prototypes it would be MoCo"
+        )
     return Prototypes(
         context.num_images,
         settings.projector_output,
