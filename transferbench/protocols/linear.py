@@ -165,7 +165,7 @@ def _fit(
                 classes=dataset.num_classes,
                 tol=tol,
                 device=device,
-                on_point=bar.advance,
+                on_point=lambda index, point: bar.advance(),
             )
     except UserError as error:
         raise UserError(f"'{dataset.name}': {error}") from error

@@ -42,7 +42,7 @@ def fit_path(
     classes: int | None = None,
     tol: float = 1e-4,
     device: str = "cpu",
-    on_point: Callable[[], object] = lambda: None,
+    on_point: Callable[[int, Point], object] = lambda index, point: None,
 ) -> Path:
     """Solve logistic regression for each penalty.
 
@@ -62,7 +62,7 @@ def fit_path(
     device : str
         Where to compute, in float64.
     on_point : callable
-        Called after each penalty.
+        Called with the place of each penalty and its solution, the strongest penalty first.
 
     Returns
     -------
@@ -76,29 +76,41 @@ def fit_path(
     """
     import torch
 
-    x, labels = np.asarray(features, dtype=np.float64), np.asarray(labels)
-    if not np.isfinite(x).all():
-        bad = int((~np.isfinite(x)).any(axis=1).sum())
-        raise UserError(f"the features of {bad} of {len(x)} images are not finite numbers")
+    x, labels = finite(features), np.asarray(labels)
     if min(weight_decays) <= 0:
         raise UserError(f"weight decays must be above 0, not {min(weight_decays)}")
-    targets, used, idle = _targets(labels, task, classes)
+    wanted, used, idle = targets(labels, task, classes)
     # Metal has no float64.
     where = "cpu" if device.startswith("mps") else device
     problem = Problem(
-        torch.from_numpy(x).to(where), torch.from_numpy(targets).to(where), task == "multiclass"
+        torch.from_numpy(x).to(where), torch.from_numpy(wanted).to(where), task == "multiclass"
     )
     order = np.argsort(weight_decays, kind="stable")[::-1]
     points: dict[int, Point] = {}
     falling = [float(weight_decays[i]) for i in order]
     for index, solved in zip(order, problem.path(falling, tol), strict=True):
-        points[int(index)] = _widen(solved, used, idle)
-        on_point()
+        points[int(index)] = widen(solved, used, idle)
+        on_point(int(index), points[int(index)])
     return Path(tuple(points[i] for i in range(len(weight_decays))))
 
 
-def _targets(labels: Array, task: Task, classes: int | None) -> tuple[Floats, Array, Floats]:
-    """Return the targets (N, U) of the classes to be solved, which those are, and b (K,) of all."""
+def finite(features: Array) -> Floats:
+    """Return features (N, D) in float64; raises UserError if one is not a finite number."""
+    x = np.asarray(features, dtype=np.float64)
+    if not np.isfinite(x).all():
+        bad = int((~np.isfinite(x)).any(axis=1).sum())
+        raise UserError(f"the features of {bad} of {len(x)} images are not finite numbers")
+    return x
+
+
+def targets(labels: Array, task: Task, classes: int | None) -> tuple[Floats, Array, Floats]:
+    """Return the targets (N, U) of the classes to be solved, which those are, and b (K,) of all.
+
+    Raises
+    ------
+    UserError
+        If all labels are equal.
+    """
     if task == "multiclass":
         count = np.bincount(labels, minlength=classes or 0)
         used = np.flatnonzero(count)
@@ -113,8 +125,8 @@ def _targets(labels: Array, task: Task, classes: int | None) -> tuple[Floats, Ar
     return (labels[:, used] > 0).astype(np.float64), used, odds
 
 
-def _widen(point: Point, used: Array, idle: Floats) -> Point:
-    """Give a point of the solved classes rows for all K."""
+def widen(point: Point, used: Array, idle: Floats) -> Point:
+    """Give a point of the classes `used` rows for all K; the others have intercepts `idle` (K,)."""
     if len(used) == len(idle):
         return point
     weights, intercepts = np.zeros((len(idle), point.weights.shape[1])), idle.copy()
