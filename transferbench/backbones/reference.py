@@ -17,44 +17,31 @@ joined by `&`: `stem=small`, `args={...}` (JSON, for the timm constructor), `siz
 
 from __future__ import annotations
 
-import json
 import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import parse_qsl, quote
-
-from pydantic import ValidationError
 
 from transferbench import registry
-from transferbench.backbones.settings import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Interpolation,
-    NetworkSettings,
-    Preprocessing,
-    Triple,
-    backbone_digest,
+from transferbench.backbones.identity import (
+    describe,
+    full_preprocessing,
+    make_backbone,
+    remember,
+    short_name,
 )
+from transferbench.backbones.settings import Preprocessing, backbone_digest
+from transferbench.backbones.texts import FORMS, parse_text
+from transferbench.backbones.texts import random_reference as random_reference
 from transferbench.backbones.wrap import module_digest
 from transferbench.backbones.wrap import wrap_module as wrap_module
 from transferbench.errors import NotAtHand, UserError, unknown
-from transferbench.storage import cache_folder, canonical_json, digest, file_digest, write_atomic
+from transferbench.storage import canonical_json, digest, file_digest
 
 if TYPE_CHECKING:
     from torch import nn
 
     from transferbench.backbones.backbone import Backbone
-
-_FORMS = "timm:ARCH, file:PATH@ARCH, run:FOLDER or random:ARCH"
-_PLAIN = '{}[]:,"'  # what JSON needs and a query may hold as it is
-_NETWORK_OPTIONS = ("stem", "args")
-_INPUT_OPTIONS = {
-    "size": "input_size",
-    "mean": "mean",
-    "std": "std",
-    "interpolation": "interpolation",
-}
 
 
 class Reference(Protocol):
@@ -104,7 +91,7 @@ def parse_reference(text: str, *, seed: int) -> Reference:
     """
     kind, colon, rest = text.partition(":")
     if not colon:
-        raise UserError(f"'{text}' names no model; a model is given as {_FORMS}")
+        raise UserError(f"'{text}' names no model; a model is given as {FORMS}")
     if kind not in registry.names("backbones"):
         raise unknown("kind of model", kind, registry.names("backbones"), where=f"'{text}'")
     reference: Reference = registry.load("backbones", kind)(rest, seed=seed)
@@ -116,7 +103,7 @@ class TimmReference:
 
     def __init__(self, rest: str, *, seed: int) -> None:
         self.text = f"timm:{rest}"
-        self._network, self._given = _parse(self.text, rest)
+        self._network, self._given = parse_text(self.text, rest)
 
     @property
     def name(self) -> str:
@@ -128,13 +115,13 @@ class TimmReference:
 
     def identity(self) -> dict[str, Any]:
         """Return digest, weights, network and preprocessing; the first time loads the weights."""
-        return _describe(_remember(["timm", *self._note], self._digest), self._network, self._input)
+        return describe(remember(["timm", *self._note], self._digest), self._network, self._input)
 
     def load(self, device: str) -> Backbone:
         """Return the backbone; the weights come from the hub's cache or the network."""
         module = self._module()
-        weights = _remember(["timm", *self._note], lambda: module_digest(module))
-        return _backbone(self.name, module, self._network, self._input, weights, device)
+        weights = remember(["timm", *self._note], lambda: module_digest(module))
+        return make_backbone(self.name, module, self._network, self._input, weights, device)
 
     @property
     def _note(self) -> list[str]:
@@ -142,7 +129,7 @@ class TimmReference:
 
     @property
     def _input(self) -> Preprocessing:
-        return _preprocessing(self._network.name, self._given)
+        return full_preprocessing(self._network.name, self._given)
 
     def _digest(self) -> str:
         return module_digest(self._module())
@@ -181,18 +168,18 @@ class FileReference:
                 "for example file:weights.safetensors@resnet50"
             )
         self.path = Path(form["path"])
-        self._network, self._given = _parse(self.text, form["network"])
+        self._network, self._given = parse_text(self.text, form["network"])
 
     @property
     def name(self) -> str:
         """The file's stem and the first characters of the digest."""
-        return _short_name(self.path.name.removesuffix(".tar").rpartition(".")[0], self)
+        return short_name(self.path.name.removesuffix(".tar").rpartition(".")[0], self)
 
     def identity(self) -> dict[str, Any]:
         """Return digest, weights, network and preprocessing; raises NotAtHand without the file."""
         if not self.path.is_file():
             raise NotAtHand(f"there is no weights file {self.path}")
-        return _describe(file_digest(self.path), self._network, self._input)
+        return describe(file_digest(self.path), self._network, self._input)
 
     def load(self, device: str) -> Backbone:
         """Return the backbone; every name and shape of the file must be the network's."""
@@ -203,11 +190,11 @@ class FileReference:
         state = read_weights(self.path)
         module = build_network(self._network, seed=0)
         load_weights(module, state, path=self.path, name=self._network.name)
-        return _backbone(self.name, module, self._network, self._input, weights, device)
+        return make_backbone(self.name, module, self._network, self._input, weights, device)
 
     @property
     def _input(self) -> Preprocessing:
-        return _preprocessing(self._network.name, self._given)
+        return full_preprocessing(self._network.name, self._given)
 
 
 class RunReference:
@@ -222,7 +209,7 @@ class RunReference:
     @property
     def name(self) -> str:
         """The folder's name and the first characters of the digest."""
-        return _short_name(self.folder.resolve().name, self)
+        return short_name(self.folder.resolve().name, self)
 
     def identity(self) -> dict[str, Any]:
         """Return what `backbone.json` says; raises NotAtHand unless the run is finished."""
@@ -240,7 +227,7 @@ class RunReference:
         path = self.folder / WEIGHTS
         module = build_network(described.network, seed=0)
         load_weights(module, read_weights(path), path=path, name=described.network.name)
-        return _backbone(
+        return make_backbone(
             self.name,
             module,
             described.network,
@@ -256,7 +243,7 @@ class RandomReference:
     def __init__(self, rest: str, *, seed: int) -> None:
         self.text = f"random:{rest}"
         self.seed = seed
-        self._network, self._given = _parse(self.text, rest)
+        self._network, self._given = parse_text(self.text, rest)
 
     @property
     def name(self) -> str:
@@ -267,7 +254,7 @@ class RandomReference:
     def identity(self) -> dict[str, Any]:
         """Return digest, seed, timm's version, network and preprocessing."""
         given = {"seed": self.seed, "timm": version("timm")}
-        return {**_describe(digest(given), self._network, self._input), **given}
+        return {**describe(digest(given), self._network, self._input), **given}
 
     def load(self, device: str) -> Backbone:
         """Return the backbone with the weights that the seed gives."""
@@ -275,119 +262,8 @@ class RandomReference:
 
         weights = self.identity()["weights"]
         module = build_network(self._network, seed=self.seed)
-        return _backbone(self.name, module, self._network, self._input, weights, device)
+        return make_backbone(self.name, module, self._network, self._input, weights, device)
 
     @property
     def _input(self) -> Preprocessing:
-        return _preprocessing(self._network.name, self._given)
-
-
-def random_reference(
-    settings: NetworkSettings,
-    size: int,
-    mean: Triple = IMAGENET_MEAN,
-    std: Triple = IMAGENET_STD,
-    interpolation: Interpolation = "bicubic",
-) -> str:
-    """Return the `random:` text of a recipe's network at its evaluation size (pixels)."""
-    options: dict[str, Any] = {}
-    if settings.stem != "standard":
-        options["stem"] = settings.stem
-    if settings.args:
-        options["args"] = settings.args
-    options |= {"mean": list(mean), "std": list(std), "interpolation": interpolation}
-    texts = {k: v if isinstance(v, str) else canonical_json(v) for k, v in options.items()}
-    query = "&".join(f"{key}={quote(text, _PLAIN)}" for key, text in texts.items())
-    return f"random:{settings.name}@{size}?{query}"
-
-
-def _parse(text: str, rest: str) -> tuple[NetworkSettings, dict[str, Any]]:
-    """Read `ARCH[@SIZE][?options]` into the network and what is said about the input."""
-    form = re.fullmatch(r"(?P<name>[\w.\-]+)(@(?P<size>\d{1,9}))?(\?(?P<query>.+))?", rest)
-    if form is None:
-        raise UserError(f"'{text}' names no model; a model is given as {_FORMS}")
-    network: dict[str, Any] = {"name": form["name"]}
-    given: dict[str, Any] = {} if form["size"] is None else {"input_size": int(form["size"])}
-    query = form["query"] or ""
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-    except ValueError as error:
-        raise UserError(f"'{text}': options are written key=value and joined by &") from error
-    for key, value in pairs:
-        if key not in (*_NETWORK_OPTIONS, *_INPUT_OPTIONS):
-            raise unknown("option", key, [*_NETWORK_OPTIONS, *_INPUT_OPTIONS], where=f"'{text}'")
-        try:
-            read: Any = json.loads(value)
-        except ValueError:
-            read = value
-        values, field = (network, key) if key in _NETWORK_OPTIONS else (given, _INPUT_OPTIONS[key])
-        if values.setdefault(field, read) != read:
-            raise UserError(f"'{text}' gives the {key} twice: {values[field]} and {value}")
-    try:
-        settings = NetworkSettings.model_validate(network)
-        checked = Preprocessing.model_validate({"input_size": 1, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"'{text}': {place}: {first['msg']}") from error
-    return settings, {key: checked.model_dump(mode="json")[key] for key in given}
-
-
-def _preprocessing(architecture: str, given: dict[str, Any]) -> Preprocessing:
-    """Return what is given, completed by timm's defaults, which are remembered without timm."""
-
-    def ask() -> dict[str, Any]:
-        from transferbench.backbones.build import default_preprocessing
-
-        return default_preprocessing(architecture).model_dump(mode="json")
-
-    default = _remember(["preprocessing", architecture, version("timm")], ask)
-    return Preprocessing.model_validate({**default, **given})
-
-
-def _remember(note: list[str], find: Any) -> Any:
-    """Return a JSON value from the cache, or find it and keep it there."""
-    path = cache_folder("models") / f"{digest(note)}.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        found = find()
-        write_atomic(path, canonical_json(found))
-        return found
-
-
-def _describe(weights: str, network: NetworkSettings, given: Preprocessing) -> dict[str, Any]:
-    return {
-        "digest": backbone_digest(weights, network, given),
-        "weights": weights,
-        "network": network.model_dump(mode="json"),
-        "preprocessing": given.model_dump(mode="json"),
-    }
-
-
-def _short_name(stem: str, reference: Reference) -> str:
-    try:
-        return f"{stem}-{reference.identity()['digest'][:8]}"
-    except NotAtHand:
-        return stem
-
-
-def _backbone(
-    name: str,
-    module: nn.Module,
-    network: NetworkSettings,
-    given: Preprocessing,
-    weights: str,
-    device: str,
-) -> Backbone:
-    from transferbench.backbones.backbone import Backbone
-    from transferbench.backbones.build import check_size, place
-
-    placed = place(module, device)
-    check_size(placed, given.input_size, device=device, name=network.name)
-    return Backbone(
-        name=name,
-        module=placed,
-        digest=backbone_digest(weights, network, given),
-        **given.model_dump(),
-    )
+        return full_preprocessing(self._network.name, self._given)
