@@ -463,7 +463,7 @@ def test_identity_is_remembered(
 ) -> None:
     write_classes(tmp_path / "pets", {"cat": 5, "dog": 5})
     first = FolderSource(tmp_path / "pets").identity()
-    monkeypatch.setattr("transferbench.data.class_folders._content_digest", lambda path: "other")
+    monkeypatch.setattr("transferbench.data.class_folders.content_digest", lambda path: "other")
     assert FolderSource(tmp_path / "pets").identity() == first
 
 

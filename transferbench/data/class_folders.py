@@ -111,7 +111,7 @@ class ClassFolders:
     def content(self) -> dict[str, Any]:
         """Return one digest of labels and image files by split."""
         return {
-            split: digest([[k, _content_digest(p)] for k, p in rows])
+            split: digest([[k, content_digest(p)] for k, p in rows])
             for split, rows in self.files.items()
         }
 
@@ -157,7 +157,8 @@ class FolderImages:
             yield EncodedImage(where, path)
 
 
-def _content_digest(path: Path) -> str:
+def content_digest(path: Path) -> str:
+    """Return the SHA-256 of a file; raises UserError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

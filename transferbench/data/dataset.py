@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -35,6 +37,72 @@ class Range(BaseModel):
     max: int
 
 
+class Hub(BaseModel):
+    """A copy on the Hugging Face Hub.
+
+    Attributes
+    ----------
+    path : str
+        The repository, "owner/name".
+    revision : str
+        Its commit, 40 hexadecimal digits: a branch moves.
+    config : str, optional
+        The configuration, where it has several.
+    splits : mapping
+        Our splits to the copy's; several are read one after the other.
+    image_column, label_column : str
+        Columns of the copy.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
+    config: str | None = None
+    splits: dict[str, tuple[str, ...]]
+    image_column: str = "image"
+    label_column: str = "label"
+
+    @model_validator(mode="after")
+    def _our_splits(self) -> Hub:
+        if "train" not in self.splits or set(self.splits) - set(SPLITS):
+            raise ValueError("splits must name train, and besides it val and test alone")
+        return self
+
+
+class ArchiveFile(BaseModel):
+    """An archive as its authors publish it: size in bytes, and a checksum where one is known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int | None = None
+    md5: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+class Archive(BaseModel):
+    """The official archives, unpacked below the data root.
+
+    Attributes
+    ----------
+    layout : str
+        Which reader of `archives` knows it.
+    form : str
+        A variant of the labels or splits that the reader offers; empty for its first.
+    get : str
+        How to get and unpack it; DIR stands for the data root.
+    files : mapping
+        The archives by file name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layout: str
+    form: str = ""
+    get: str
+    files: dict[str, ArchiveFile] = Field(default_factory=dict)
+
+
 class Card(BaseModel):
     """What is said about a data set; the schema of `dataset.toml` and of `cards/*.toml`.
 
@@ -61,6 +129,13 @@ class Card(BaseModel):
         Parquet files of each split, relative to the folder.
     validation : {"given", "random-fifth"}
         Where validation images come from; by default "given" where there is a `val` split.
+    pooled : bool
+        The source has no test split: the fifth of the images whose names have the least SHA-1 is
+        one.
+    size : str, optional
+        What a download weighs.
+    hub, archive : optional
+        Where a catalogue set is found: a copy on the Hub, and the official archives.
 
     Keys beyond the schema are kept in `model_extra`.
     """
@@ -86,6 +161,10 @@ class Card(BaseModel):
     label_histogram: dict[str, tuple[int, ...]] | None = None
     files: dict[str, list[str]] | None = None
     validation: Literal["given", "random-fifth"] = "random-fifth"
+    pooled: bool = False
+    size: str | None = None
+    hub: Hub | None = None
+    archive: Archive | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -157,6 +236,26 @@ def make_card(values: Mapping[str, Any], where: str) -> Card:
                 f"{where}: classes = {first['input']}, but a data set needs two classes or more"
             ) from None
         raise UserError(f"{where}: {key + ': ' if key else ''}{reason}") from None
+
+
+def packaged_card(name: str) -> Card:
+    """Read the card of an embedded or catalogue set."""
+    return read_card(Path(__file__).parent / "cards" / f"{name}.toml")
+
+
+def read_card(path: Path) -> Card:
+    """Read a card from a TOML file.
+
+    Raises
+    ------
+    UserError
+        If it is absent, no TOML, or does not fit the schema.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not readable TOML: {error}") from error
+    return make_card(values, path.name)
 
 
 class StoredImage(Protocol):

@@ -18,8 +18,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from transferbench.data.dataset import Card, Dataset, Split, StoredImage, data_identity
-from transferbench.data.drawn import packaged_card
+from transferbench.data.dataset import (
+    Card,
+    Dataset,
+    Split,
+    StoredImage,
+    data_identity,
+    packaged_card,
+)
 from transferbench.progress import SILENT, Progress
 from transferbench.storage import digest
 

@@ -8,18 +8,23 @@ their own, so that no picture is in two of them.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from transferbench.data import canvas
-from transferbench.data.dataset import Card, Dataset, Split, StoredImage, data_identity, make_card
+from transferbench.data.dataset import (
+    Card,
+    Dataset,
+    Split,
+    StoredImage,
+    data_identity,
+    packaged_card,
+)
 from transferbench.progress import SILENT, Progress
 from transferbench.storage import digest
 
@@ -27,12 +32,6 @@ SEED = 20103377
 BATCH = 64
 
 Ask = Literal["shape", "texture", "both"]
-
-
-def packaged_card(name: str) -> Card:
-    """Read the card of an embedded set."""
-    path = Path(__file__).parent / "cards" / f"{name}.toml"
-    return make_card(tomllib.loads(path.read_text(encoding="utf-8")), path.name)
 
 
 class DrawnSource:

@@ -5,26 +5,15 @@ from __future__ import annotations
 import json
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from transferbench.data.class_folders import ClassFolders, has_class_images
-from transferbench.data.dataset import (
-    Card,
-    Dataset,
-    Images,
-    Split,
-    StoredImage,
-    data_identity,
-    make_card,
-)
-from transferbench.data.parquet import ParquetFolder
+from transferbench.data.dataset import Card, Dataset, data_identity, make_card
+from transferbench.data.loading import open_dataset
+from transferbench.data.tables import SAVED, TableFolder
 from transferbench.errors import UserError
 from transferbench.progress import SILENT, Progress
 from transferbench.storage import cache_folder, digest, write_atomic
@@ -39,7 +28,7 @@ class CardWarning(UserWarning):
 
 def holds_data(folder: Path) -> bool:
     """Return whether a folder looks like a data set: a card, parquet files or class folders."""
-    if (folder / CARD_FILE).is_file():
+    if (folder / CARD_FILE).is_file() or (folder / SAVED).is_file():
         return True
     if next(folder.glob("*.parquet"), None) or next(folder.glob("data/*.parquet"), None):
         return True
@@ -81,7 +70,7 @@ class FolderSource:
         stated = self._stated
         needed = {"task", "metric", "classes", "counts", "label_column"}
         inferred: dict[str, Any] = {}
-        if not (needed <= stated.keys() and isinstance(self._layout, ParquetFolder)):
+        if not (needed <= stated.keys() and isinstance(self._layout, TableFolder)):
             # Only what the inference reads: other values need not be JSON.
             asked = {k: stated[k] for k in ("classes", *COLUMNS) if k in stated}
             note = [self._note, repr(sorted(asked.items()))]
@@ -109,30 +98,20 @@ class FolderSource:
             If a label is out of range, a count differs from the card's, one class alone occurs,
             or more than `skip_corrupt` images are corrupt.
         """
-        card = self.card
-        if card.unknown_keys:
-            keys = ", ".join(card.unknown_keys)
+        if self.card.unknown_keys:
+            keys = ", ".join(self.card.unknown_keys)
             warnings.warn(
                 f"{self.name}/{CARD_FILE}: kept but not read: {keys}", CardWarning, stacklevel=2
             )
-        classes = self._class_names(card)
-        labels = {name: self._layout.labels(name, card) for name in self._layout.files}
-        for name in ("train", *labels):
-            if name not in labels or not len(labels[name]):
-                raise UserError(f"{self.folder}: the split '{name}' has no images")
-        stated = (card.counts, card.images_per_class or {}, card.label_histogram or {})
-        for name in (name for part in stated for name in part):
-            if name not in labels:
-                said = card.counts.get(name, "how many a class has")
-                raise UserError(f"{self.folder}: {name} has 0 images, but the card says {said}")
-        if card.validation == "given" and "val" not in labels:
-            raise UserError(f"{self.folder}: validation = 'given', but there is no val split")
-        for name, found in labels.items():
-            _check_counts(f"{self.folder}: {name}", name, found, card)
-        if labels["train"].ndim == 1 and len(np.unique(labels["train"])) < 2:
-            raise UserError(f"{self.folder}: all training images have one label; two are needed")
-        splits = self._surveyed(labels, card, skip_corrupt, progress)
-        return Dataset(self.name, card, self.identity(), splits, classes)
+        return open_dataset(
+            self.name,
+            str(self.folder),
+            self._layout,
+            self._content,
+            self.card,
+            skip_corrupt=skip_corrupt,
+            progress=progress,
+        )
 
     @cached_property
     def _stated(self) -> dict[str, Any]:
@@ -145,7 +124,7 @@ class FolderSource:
             raise UserError(f"{path} is not readable TOML: {error}") from error
 
     @cached_property
-    def _layout(self) -> ParquetFolder | ClassFolders:
+    def _layout(self) -> TableFolder | ClassFolders:
         # The card is checked before its lists of files and classes are followed.
         stated = self._stated
         draft = make_card(
@@ -155,7 +134,7 @@ class FolderSource:
         )
         order = stated.get("class_names")
         named = tuple(map(str, order)) if isinstance(order, list) else None
-        found: ParquetFolder | ClassFolders | None = ParquetFolder.find(self.folder, draft.files)
+        found: TableFolder | ClassFolders | None = TableFolder.find(self.folder, draft.files)
         found = found or ClassFolders.find(self.folder, named)
         if found is None:
             raise UserError(
@@ -171,93 +150,6 @@ class FolderSource:
     @cached_property
     def _note(self) -> list[Any]:
         return self._layout.note()
-
-    def _class_names(self, card: Card) -> tuple[str, ...]:
-        names = card.class_names or self._layout.class_names(card)
-        if names is None:
-            return tuple(str(k) for k in range(card.classes))
-        if len(names) != card.classes:
-            raise UserError(
-                f"{self.folder}: the card says {card.classes} classes, the files name {len(names)}"
-            )
-        return names
-
-    def _surveyed(
-        self,
-        labels: dict[str, npt.NDArray[Any]],
-        card: Card,
-        skip_corrupt: int,
-        progress: Progress,
-    ) -> dict[str, Split]:
-        from transferbench.data.images import survey
-
-        splits: dict[str, Split] = {}
-        corrupt: list[tuple[str, str]] = []
-        for name, found in labels.items():
-            images: Images = self._layout.images(name, card)
-            fingerprint = digest([self._content[name], card.image_column, card.label_column])
-            seen = survey(images, fingerprint, f"{self.name}/{name}", progress)
-            corrupt += [(where, reason) for _, where, reason in seen.corrupt]
-            split = Split(name, found, images, fingerprint, seen.native_size)
-            splits[name] = _without(split, [i for i, _, _ in seen.corrupt])
-        if len(corrupt) > skip_corrupt:
-            where, reason = corrupt[0]
-            raise UserError(
-                f"{where} is corrupt ({reason}); corrupt images: {len(corrupt)}, tolerated: "
-                f"{skip_corrupt} (--skip-corrupt {len(corrupt)} leaves them out)"
-            )
-        return splits
-
-
-@dataclass(frozen=True)
-class KeptImages:
-    """Images without those at some positions."""
-
-    images: Images
-    left_out: frozenset[int]
-
-    def __len__(self) -> int:
-        return len(self.images) - len(self.left_out)
-
-    def __iter__(self) -> Iterator[StoredImage]:
-        return (image for i, image in enumerate(self.images) if i not in self.left_out)
-
-
-def _without(split: Split, positions: list[int]) -> Split:
-    if not positions:
-        return split
-    return replace(
-        split,
-        labels=np.delete(split.labels, positions, axis=0),
-        images=KeptImages(split.images, frozenset(positions)),
-        fingerprint=digest([split.fingerprint, positions]),
-        skipped=len(positions),
-    )
-
-
-def _check_counts(where: str, split: str, labels: npt.NDArray[Any], card: Card) -> None:
-    stated = card.counts.get(split)
-    if stated is not None and stated != len(labels):
-        raise UserError(f"{where} has {len(labels)} images, but the card says {stated}")
-    if labels.ndim == 2:
-        per_class = labels.sum(axis=0, dtype=np.int64)
-    else:
-        per_class = np.bincount(labels, minlength=card.classes)
-    if card.images_per_class and (limits := card.images_per_class.get(split)):
-        for word, found, said in (
-            ("fewest", int(per_class.min()), limits.min),
-            ("most", int(per_class.max()), limits.max),
-        ):
-            if found != said:
-                raise UserError(
-                    f"{where}: the {word} images of a class are {found}, but the card says {said}"
-                )
-    if card.label_histogram and (said_all := card.label_histogram.get(split)):
-        for label, (found, said) in enumerate(zip(per_class.tolist(), said_all, strict=True)):
-            if found != said:
-                raise UserError(
-                    f"{where}: label {label} has {found} images, but the card says {said}"
-                )
 
 
 def _remembered(kind: str, note: object, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Folders of parquet files: one row an image, as the Hub stores image sets."""
+"""Tables with one row an image: parquet files as on the Hub, or what `save_to_disk` writes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,20 @@ from transferbench.storage import file_digest
 
 SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # train.parquet, train-00000-of-00002.parquet, data/validation-00000-of-00001.parquet
+SAVED = "dataset_dict.json"
 NAMES = re.compile(r"(train|val|valid|validation|test)([-_.].*)?\.parquet")
 
 
 @dataclass(frozen=True)
-class ParquetFolder:
-    """Parquet files by split, in the order in which their rows follow each other."""
+class TableFolder:
+    """Parquet or arrow files by split, in the order in which their rows follow each other."""
 
     root: Path
     files: dict[str, tuple[Path, ...]]
 
     @classmethod
-    def find(cls, root: Path, listed: dict[str, list[str]] | None) -> ParquetFolder | None:
-        """Return the parquet files that a card lists, or those that names give away, if any.
+    def find(cls, root: Path, listed: dict[str, list[str]] | None) -> TableFolder | None:
+        """Return the files that a card lists, that `save_to_disk` wrote or that names give away.
 
         Raises
         ------
@@ -45,6 +48,8 @@ class ParquetFolder:
                     if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
                         raise UserError(f"{root / 'dataset.toml'}: there is no file '{name}' here")
             return cls(root, {split: files[split] for split in SPLITS if split in files})
+        if saved := _saved_to_disk(root):
+            return cls(root, saved)
         present = sorted([*root.glob("*.parquet"), *root.glob("data/*.parquet")])
         if not present:
             return None
@@ -111,9 +116,9 @@ class ParquetFolder:
         parts = [self._labels_of(path, card) for path in self.files[split]]
         return np.concatenate(parts)
 
-    def images(self, split: str, card: Card) -> ParquetImages:
+    def images(self, split: str, card: Card) -> TableImages:
         """Return the images of a split."""
-        return ParquetImages(self.root.name, self.files[split], card.image_column)
+        return TableImages(self.root.name, self.files[split], card.image_column)
 
     def _labels_of(self, path: Path, card: Card) -> npt.NDArray[Any]:
         import pyarrow as pa
@@ -166,7 +171,7 @@ class ParquetFolder:
 
 
 @dataclass(frozen=True)
-class ParquetImages:
+class TableImages:
     """Rows of parquet files, read a batch at a time."""
 
     title: str
@@ -197,14 +202,72 @@ class ParquetImages:
                     row += 1
 
 
+class ArrowFile:
+    """An arrow file with the part of a parquet file's interface that is used here."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self._path = path
+        with pa.memory_map(str(path)) as source:
+            self.schema_arrow = pa.ipc.open_stream(source).schema
+
+    @cached_property
+    def metadata(self) -> Any:
+        """An object with `num_rows`."""
+        return SimpleNamespace(num_rows=sum(batch.num_rows for batch in self._batches()))
+
+    def read(self, columns: list[str]) -> Any:
+        """Return a table of some columns."""
+        import pyarrow as pa
+
+        return pa.Table.from_batches(list(self._batches()), self.schema_arrow).select(columns)
+
+    def iter_batches(self, batch_size: int, columns: list[str]) -> Iterator[Any]:
+        """Yield record batches of some columns, in pieces of at most `batch_size` rows."""
+        for batch in self._batches():
+            for start in range(0, batch.num_rows, batch_size):
+                yield batch.select(columns).slice(start, batch_size)
+
+    def _batches(self) -> Iterator[Any]:
+        import pyarrow as pa
+
+        with pa.memory_map(str(self._path)) as source:
+            yield from pa.ipc.open_stream(source)
+
+
 def _open(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    kind = "arrow" if path.suffix == ".arrow" else "parquet"
     try:
-        return pq.ParquetFile(path)
+        return ArrowFile(path) if kind == "arrow" else pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {path} as parquet: {_line(error)}") from error
+        raise UserError(f"cannot read {path} as {kind}: {_line(error)}") from error
+
+
+def _saved_to_disk(root: Path) -> dict[str, tuple[Path, ...]]:
+    """Return the files by split of a folder that `DatasetDict.save_to_disk` wrote, if it is one."""
+    top = root / SAVED
+    if not top.is_file():
+        return {}
+    found: dict[str, tuple[Path, ...]] = {}
+    try:
+        for name in json.loads(top.read_text())["splits"]:
+            if (split := SPLIT_OF.get(name)) is None:
+                continue
+            state = json.loads((root / name / "state.json").read_text())
+            files = [root / name / Path(each["filename"]).name for each in state["_data_files"]]
+            found[split] = tuple(files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{top} or a state.json below it is not as save_to_disk writes it") from (
+            error
+        )
+    for path in (p for paths in found.values() for p in paths):
+        if not path.is_file():
+            raise UserError(f"{path} is missing, but state.json beside it names it")
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def _column(path: Path, name: str) -> Any:
@@ -218,7 +281,7 @@ def _column(path: Path, name: str) -> Any:
     try:
         return file.read(columns=[name]).column(0).combine_chunks()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {path} as parquet: {_line(error)}") from error
+        raise UserError(f"cannot read {path} as a table: {_line(error)}") from error
 
 
 def _guard(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
@@ -227,7 +290,7 @@ def _guard(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from batches
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {path} as parquet: {_line(error)}") from error
+        raise UserError(f"cannot read {path} as a table: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:
