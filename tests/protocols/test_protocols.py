@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from tests.protocols.stubs import make_backbone, make_dataset
@@ -127,7 +128,9 @@ def test_knn_votes_with_train_and_validation_and_reports_other_k_beside():
     outcome = run(KNN(), dataset, KNNParameters(k=5, also=(1, 5, 1000)))
     assert outcome.details["bank"] == 220
     assert set(outcome.details["by_k"]) == {"1", "5", "1000"}
-    assert outcome.details["by_k"]["5"] == outcome.value
+    assert outcome.details["by_k"]["5"]["value"] == outcome.value
+    assert outcome.details["by_k"]["5"]["standard_error"] == outcome.standard_error
+    assert all(0 < told["standard_error"] < 0.1 for told in outcome.details["by_k"].values())
     assert score("top1", dataset.splits["test"].labels, outcome.predictions) == outcome.value
     canonical_json(outcome.details)
 
@@ -221,3 +224,173 @@ def test_at_a_temperature_near_zero_the_nearest_neighbour_decides():
 
     assert by_k(0.07)["1"] != by_k(0.07)["20"]
     assert by_k(1e-9)["1"] == by_k(1e-9)["20"]
+
+
+PAPER = LinearParameters(mode="paper", start=-3, stop=3, count=7, resamples=100)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"), [("multiclass", "mean_per_class"), ("multilabel", "map11")]
+)
+def test_mode_paper_stops_short_and_says_how_far(task, metric):
+    dataset = make_dataset(task=task, metric=metric)
+    outcome = run(Linear(), dataset, PAPER)
+    sweep, refit = outcome.details["sweep"], outcome.details["refit"]
+    assert outcome.details["mode"] == "paper"
+    assert outcome.details["weight_decays"] == [float(np.float32(10.0**i)) for i in range(-3, 4)]
+    assert len(sweep["relative_excess"]) == 7
+    assert "relative_gap" not in sweep
+    assert all(
+        -2e-4 < excess < 2 for excess in [*sweep["relative_excess"], refit["relative_excess"]]
+    )
+    # Six features and a handful of classes: a hundred iterations come close.
+    assert min(sweep["relative_excess"]) < 1e-3
+    assert outcome.value == pytest.approx(run(Linear(), dataset, SHORT).value, abs=0.05)
+    canonical_json(outcome.details)
+    form = {"form": "code"} if task == "multilabel" else {}
+    truth = dataset.splits["test"].labels
+    assert score(metric, truth, outcome.predictions, **form) == outcome.value
+    if task == "multilabel":
+        assert score(metric, truth, outcome.predictions) != outcome.value
+
+
+def test_a_single_penalty_starts_from_zeros_in_mode_paper(monkeypatch):
+    from transferbench.protocols import lbfgs
+
+    starts = []
+    real = lbfgs.stopped_path
+
+    def watched(*arguments, start=None, **options):
+        starts.append(start)
+        return real(*arguments, start=start, **options)
+
+    monkeypatch.setattr(lbfgs, "stopped_path", watched)
+    run(Linear(), make_dataset(), PAPER)
+    assert starts[0] is None
+    assert starts[1].weight_decay == pytest.approx(1000)
+    starts.clear()
+    run(Linear(), make_dataset(), PAPER.model_copy(update={"start": 0.0, "count": 1}))
+    assert starts == [None, None]
+
+
+@pytest.mark.parametrize("parameters", [SHORT, PAPER])
+def test_a_killed_sweep_goes_on_with_the_next_penalty(parameters, monkeypatch, fresh_cache):
+    from transferbench.protocols.kept import KeptPoints
+
+    dataset = make_dataset()
+    whole = run(Linear(), dataset, parameters)
+    assert not list(fresh_cache.glob("sweeps/*"))
+    kept: list[int] = []
+    write = KeptPoints.write
+
+    def killed(self, index, point):
+        write(self, index, point)
+        kept.append(index)
+        if len(kept) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptPoints, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(Linear(), dataset, parameters)
+    (folder,) = (f for f in fresh_cache.glob("sweeps/*") if list(f.iterdir()))
+    assert {int(f.stem) for f in folder.iterdir()} == set(kept)
+    # A file cut short is solved again rather than believed.
+    (folder / f"{kept[-1]}.npz").write_bytes((folder / f"{kept[-1]}.npz").read_bytes()[:-50])
+    again: list[int] = []
+
+    def counted(self, index, point):
+        again.append(index)
+        write(self, index, point)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptPoints, "write", counted)
+        rest = run(Linear(), dataset, parameters)
+    sweep = again[:4]
+    assert sorted([*kept[:3], *sweep]) == list(range(7))
+    if parameters.mode == "paper":
+        assert rest.details["sweep"] == whole.details["sweep"]
+        assert (rest.predictions == whole.predictions).all()
+    assert rest.value == pytest.approx(whole.value, abs=1e-3)
+    assert rest.details["validation_curve"] == pytest.approx(
+        whole.details["validation_curve"], abs=0.02
+    )
+
+
+def test_features_that_no_digest_identifies_keep_no_sweep(monkeypatch, fresh_cache):
+    from dataclasses import replace
+
+    backbone = replace(make_backbone(), cacheable=False)
+    run(Linear(), make_dataset(), SHORT, backbone)
+    assert not (fresh_cache / "sweeps").exists()
+
+
+def test_calibration_is_fitted_on_validation_and_measured_on_test():
+    from transferbench.measures.calibration import fit_temperature, logits_error
+    from transferbench.protocols.features import gather
+    from transferbench.protocols.logistic import fit_path
+
+    dataset = make_dataset(noise=60.0)
+    told = run(Linear(), dataset, SHORT).details
+    found = told["calibration"]
+    features, labels = gather(make_backbone(), dataset, ("train", "val"))
+    test, truth = gather(make_backbone(), dataset, ("test",))
+    decay = [told["weight_decay"]]
+    sweep = fit_path(features[:160], labels[:160], decay, tol=1e-8).points[0]
+    final = fit_path(features, labels, decay, tol=1e-8).points[0].scores(test)
+    temperature = fit_temperature(sweep.scores(features[160:]), labels[160:])
+    assert (found["bins"], found["fitted_on"]) == (15, "validation")
+    assert found["temperature"] == pytest.approx(temperature, rel=0.02)
+    assert found["ece"] == pytest.approx(logits_error(final, truth), abs=0.01)
+    assert found["ece_scaled"] == pytest.approx(logits_error(final / temperature, truth), abs=0.01)
+
+
+def test_mode_paper_calibrates_on_fifths_of_test():
+    from transferbench.measures.calibration import five_fold
+    from transferbench.protocols.linear import calibration_on_test
+
+    draw = np.random.RandomState(0)
+    truth = draw.randint(0, 4, 80)
+    scores = draw.randn(80, 4) + 2 * np.eye(4)[truth]
+    told = calibration_on_test(scores, truth)
+    expected = five_fold(scores, truth)
+    assert (told["fitted_on"], told["ece"]) == ("fifths of test", expected.unscaled)
+    assert told["ece_scaled"] == expected.scaled
+    assert calibration_on_test(scores[:4], truth[:4]) is None
+    details = run(Linear(), make_dataset(), PAPER).details
+    assert details["calibration"]["fitted_on"] == "fifths of test"
+    assert (
+        "calibration"
+        not in run(Linear(), make_dataset(task="multilabel", metric="map11"), SHORT).details
+    )
+
+
+def test_few_labels_are_used_alone_and_drawn_by_the_seed():
+    dataset = make_dataset(sizes={"train": 400, "val": 100, "test": 100}, noise=60.0)
+    few = LinearParameters(start=-3, stop=3, count=3, resamples=10, labels=40)
+    outcomes = [run(Linear(), dataset, few, seed=seed) for seed in (0, 0, 1)]
+    assert (outcomes[0].details["train"], outcomes[0].details["validation"]) == (32, 8)
+    assert outcomes[0].details == outcomes[1].details
+    assert outcomes[0].details != outcomes[2].details
+    share = few.model_copy(update={"labels": 0.08})
+    assert run(Linear(), dataset, share).details["sweep"] == outcomes[0].details["sweep"]
+    with pytest.raises(UserError, match="labels = 3 is 3 of the 500 training images of 'colors'"):
+        run(Linear(), dataset, few.model_copy(update={"labels": 3}))
+
+
+@pytest.mark.parametrize("labels", [1, 0, -3, 0.0, 1.5, True, "few"])
+def test_labels_are_a_count_or_a_share(labels):
+    with pytest.raises(ValidationError, match="write a count of 2 or more, as 100, or a share"):
+        LinearParameters.model_validate({"labels": labels})
+    assert type(LinearParameters(labels=1.0).labels) is float
+    assert type(LinearParameters(labels=2).labels) is int
+
+
+@pytest.mark.parametrize("protocol", [Linear(), KNN()])
+def test_features_that_are_all_equal_are_refused(protocol):
+    class Constant(torch.nn.Module):
+        def forward(self, images):
+            return torch.ones(len(images), 3)
+
+    with pytest.raises(UserError, match="pool gives all 220 training images of 'colors' the same"):
+        run(protocol, make_dataset(), protocol.Parameters(), make_backbone(Constant()))

@@ -11,10 +11,13 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Metric = Literal["top1", "mean_per_class", "map11"]
 
+Form = Literal["devkit", "code"]
+"""How average precision treats difficult items, ties and recall 0: `average_precision_11`."""
+
 RECALL_TOLERANCE = 1e-9
 
 
-def score(metric: Metric, labels: Array, outputs: Array) -> float:
+def score(metric: Metric, labels: Array, outputs: Array, *, form: Form = "devkit") -> float:
     """Return a data set's own metric.
 
     Parameters
@@ -23,9 +26,11 @@ def score(metric: Metric, labels: Array, outputs: Array) -> float:
         Name on the data card.
     labels : array (N,) of class indices, or (N, K) of 0 and 1 for "map11"
     outputs : array (N, K) of scores; for the first two metrics also (N,) of predicted classes
+    form : {"devkit", "code"}
+        Of the average precision.
     """
     if metric == "map11":
-        return mean_average_precision_11(labels, outputs)
+        return mean_average_precision_11(labels, outputs, form=form)
     predicted = predictions(outputs)
     return top1(labels, predicted) if metric == "top1" else mean_per_class(labels, predicted)
 
@@ -75,7 +80,7 @@ def average_precision_11(
     truth: Array,
     scores: Array,
     *,
-    form: Literal["devkit", "code"] = "devkit",
+    form: Form = "devkit",
     tolerance: float | None = None,
 ) -> float:
     """Return the eleven-point average precision of one class (PASCAL VOC 2007).
@@ -123,14 +128,17 @@ def average_precision_11(
     return float(np.append(best_from, 0.0)[first].mean())
 
 
-def average_precisions_11(labels: Array, scores: Array) -> Floats:
-    """Return the devkit average precision of each class (K,) for labels and scores (N, K)."""
+def average_precisions_11(labels: Array, scores: Array, *, form: Form = "devkit") -> Floats:
+    """Return the average precision of each class (K,) for labels and scores (N, K)."""
     labels, scores = np.asarray(labels), np.asarray(scores)
     return np.array(
-        [average_precision_11(labels[:, k], scores[:, k]) for k in range(labels.shape[1])]
+        [
+            average_precision_11(labels[:, k], scores[:, k], form=form)
+            for k in range(labels.shape[1])
+        ]
     )
 
 
-def mean_average_precision_11(labels: Array, scores: Array) -> float:
+def mean_average_precision_11(labels: Array, scores: Array, *, form: Form = "devkit") -> float:
     """Return the mean average precision over the classes that have a positive image."""
-    return float(np.nanmean(average_precisions_11(labels, scores)))
+    return float(np.nanmean(average_precisions_11(labels, scores, form=form)))

@@ -7,20 +7,33 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from transferbench.measures.metrics import RECALL_TOLERANCE, Array, Floats, Metric, predictions
+from transferbench.measures.metrics import (
+    RECALL_TOLERANCE,
+    Array,
+    Floats,
+    Form,
+    Metric,
+    predictions,
+)
 
 CHUNK = 4_000_000  # array elements held at once
 
 
 def bootstrap_error(
-    metric: Metric, labels: Array, outputs: Array, *, seed: int, resamples: int = 1000
+    metric: Metric,
+    labels: Array,
+    outputs: Array,
+    *,
+    seed: int,
+    resamples: int = 1000,
+    form: Form = "devkit",
 ) -> float:
     """Return the standard deviation of a metric over resampled test images.
 
     Parameters
     ----------
-    metric, labels, outputs
-        As for `metrics.score`; N images.
+    metric, labels, outputs, form
+        As for `metrics.score`; N images. Equal scores count one by one in either form.
     seed : int
         Of the resamples. The images are drawn with replacement, N at a time.
     resamples : int
@@ -31,17 +44,22 @@ def bootstrap_error(
     float
         In the metric's own unit, divisor `resamples` - 1.
     """
-    return float(
-        np.std(bootstrap_scores(metric, labels, outputs, seed=seed, resamples=resamples), ddof=1)
-    )
+    scores = bootstrap_scores(metric, labels, outputs, seed=seed, resamples=resamples, form=form)
+    return float(np.std(scores, ddof=1))
 
 
 def bootstrap_scores(
-    metric: Metric, labels: Array, outputs: Array, *, seed: int, resamples: int = 1000
+    metric: Metric,
+    labels: Array,
+    outputs: Array,
+    *,
+    seed: int,
+    resamples: int = 1000,
+    form: Form = "devkit",
 ) -> Floats:
     """Return the metric of each resample (R,); parameters as for `bootstrap_error`."""
     labels = np.asarray(labels)
-    measure = _by_counts(metric, labels, np.asarray(outputs))
+    measure = _by_counts(metric, labels, np.asarray(outputs), form)
     parts = [measure(counts) for counts in _resamples(len(labels), resamples, seed)]
     return np.concatenate(parts)
 
@@ -57,11 +75,11 @@ def _resamples(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]
 
 
 def _by_counts(
-    metric: Metric, labels: Array, outputs: Array
+    metric: Metric, labels: Array, outputs: Array, form: Form
 ) -> Callable[[NDArray[np.int64]], Floats]:
     """Return a function from counts (r, N) to the metric (r,)."""
     if metric == "map11":
-        return _mean_average_precision(labels, outputs)
+        return _mean_average_precision(labels, outputs, form)
     right = (predictions(outputs) == labels).astype(np.float64)
     if metric == "top1":
         return lambda counts: counts @ right / len(labels)
@@ -77,10 +95,12 @@ def _by_counts(
     return mean_per_class
 
 
-def _mean_average_precision(labels: Array, scores: Array) -> Callable[[NDArray[np.int64]], Floats]:
+def _mean_average_precision(
+    labels: Array, scores: Array, form: Form
+) -> Callable[[NDArray[np.int64]], Floats]:
     orders = np.argsort(-scores, axis=0, kind="stable").T
     positives = np.take_along_axis(labels, orders.T, axis=0).T > 0
-    levels = np.linspace(0, 1, 11) - RECALL_TOLERANCE
+    levels = np.linspace(0, 1, 11) - (RECALL_TOLERANCE if form == "devkit" else 0.0)
 
     # An image drawn twice stands at two ranks in a row; only the last can hold the precision that
     # counts, so one point an image is exact.
@@ -97,6 +117,8 @@ def _mean_average_precision(labels: Array, scores: Array) -> Callable[[NDArray[n
             for i, level in enumerate(levels):
                 first = (found < level * total).sum(axis=1)
                 points[:, i] = best[np.arange(len(counts)), first]
+            if form == "code":
+                points[:, 0] = 1.0
             with_positive = total[:, 0] > 0
             values[with_positive, k] = points[with_positive].mean(axis=1)
         mean: Floats = np.nanmean(values, axis=1)

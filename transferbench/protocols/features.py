@@ -101,7 +101,7 @@ def gather(
     Raises
     ------
     UserError
-        As `extract`, and if a feature is not a finite number.
+        As `extract`, and if a feature is not a finite number or all training images have the same.
     """
     splits = [dataset.splits[name] for name in names if name in dataset.splits]
     parts = [extract(backbone, split, device=device, progress=progress) for split in splits]
@@ -111,6 +111,11 @@ def gather(
         raise UserError(
             f"{backbone.name} gives features that are not finite numbers for {bad} of "
             f"{len(features)} images of '{dataset.name}'"
+        )
+    if "train" in names and len(features) > 1 and (features == features[0]).all():
+        raise UserError(
+            f"{backbone.name} gives all {len(features)} training images of '{dataset.name}' the "
+            "same features: it has collapsed, or its weights are not those of a trained network"
         )
     return features, np.concatenate([split.labels for split in splits])
 

@@ -13,7 +13,7 @@ that release called it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -84,19 +84,27 @@ def stopped_path(
     one_hot = torch.from_numpy(wanted).to(where)
     rows = _rows(start, used, x.shape[1], task)
     for decay in weight_decays:
+        fits = []
         if task == "multiclass":
-            rows, *told = _fit(x, one_hot, decay, rows, iterations, largest_gradient)
-            yield _point(decay, rows, [tuple(told)], iterations, used, idle)
-            continue
-        solved, told = [], []
-        for k in range(one_hot.shape[1]):
-            both = torch.stack([1 - one_hot[:, k], one_hot[:, k]], dim=1)
-            rows, *each = _fit(x, both, decay, rows, iterations, largest_gradient)
-            # scikit-learn keeps the second row, and starts from it and its negative.
-            rows = np.stack([-rows[1], rows[1]])
-            solved.append(rows[1])
-            told.append(tuple(each))
-        yield _point(decay, np.stack(solved), told, iterations, used, idle)
+            fits.append(_fit(x, one_hot, decay, rows, iterations, largest_gradient))
+            rows = solved = fits[0].rows
+        else:
+            for k in range(one_hot.shape[1]):
+                both = torch.stack([1 - one_hot[:, k], one_hot[:, k]], dim=1)
+                fits.append(_fit(x, both, decay, rows, iterations, largest_gradient))
+                # scikit-learn keeps the second row, and starts from it and its negative.
+                rows = np.stack([-fits[k].rows[1], fits[k].rows[1]])
+            solved = np.stack([fit.rows[1] for fit in fits])
+        yield widen(_point(float(decay), solved, fits, iterations), used, idle)
+
+
+class _Fit(NamedTuple):
+    """Rows (w, b) of a problem, its objective, the norm of dJ/dW, and iterations."""
+
+    rows: Floats
+    objective: float
+    gradient_norm: float
+    iterations: int
 
 
 def _rows(start: Point | None, used: Array, width: int, task: Task) -> Floats:
@@ -111,8 +119,8 @@ def _rows(start: Point | None, used: Array, width: int, task: Task) -> Floats:
 
 def _fit(
     x: Tensor, one_hot: Tensor, decay: float, rows: Floats, iterations: int, largest_gradient: float
-) -> tuple[Floats, float, float, int]:
-    """Minimize from `rows` (K, D + 1); return rows, objective, norm of dJ/dW and iterations."""
+) -> _Fit:
+    """Minimize from `rows` (K, D + 1)."""
     import torch
     from scipy.optimize import minimize
 
@@ -133,28 +141,19 @@ def _fit(
         jac=True,
         options={"maxiter": iterations, "gtol": largest_gradient},
     )
-    solved: Floats = found.x.reshape(rows.shape)
     gradient = found.jac.reshape(rows.shape)[:, :-1]
-    return solved, float(found.fun), float(np.linalg.norm(gradient)), int(found.nit)
+    norm = float(np.linalg.norm(gradient))
+    return _Fit(found.x.reshape(rows.shape), float(found.fun), norm, int(found.nit))
 
 
-def _point(
-    decay: float,
-    rows: Floats,
-    told: list[tuple[float, float, int]],
-    iterations: int,
-    used: Array,
-    idle: Floats,
-) -> Point:
-    values, norms, counts = zip(*told, strict=True)
-    point = Point(
-        weight_decay=float(decay),
+def _point(decay: float, rows: Floats, fits: list[_Fit], iterations: int) -> Point:
+    return Point(
+        weight_decay=decay,
         weights=rows[:, :-1].copy(),
         intercepts=rows[:, -1].copy(),
-        objective=float(sum(values)),
-        gradient_norm=float(np.linalg.norm(norms)),
-        iterations=int(sum(counts)),
-        converged=max(counts) < iterations,
+        objective=float(sum(fit.objective for fit in fits)),
+        gradient_norm=float(np.linalg.norm([fit.gradient_norm for fit in fits])),
+        iterations=sum(fit.iterations for fit in fits),
+        converged=all(fit.iterations < iterations for fit in fits),
         relative_gap=None,
     )
-    return widen(point, used, idle)
