@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 
 from tests.data.makers import write_classes, write_parquet
+from transferbench.data import dataset
+from transferbench.data.archive_lists import READERS
+from transferbench.data.catalogue import CatalogueSource
+from transferbench.data.dataset import packaged_card
 from transferbench.data.sources import find_source, sources_at_hand, summaries
 from transferbench.errors import UserError
 
+CATALOGUE = {
+    *("aircraft", "caltech101", "caltech101-30", "cars", "chestx", "cifar10", "cifar100"),
+    *("cropdiseases", "dtd", "eurosat", "flowers", "food", "imagenet", "isic", "pets", "sun397"),
+    *("voc2007", "voc2007-ignored"),
+}
 EMBEDDED = ["digits", "drawn", "drawn-shapes", "drawn-textures"]
+CARDS = Path(dataset.__file__).parent / "cards"
 HEAVY = ["torch", "torchvision", "timm", "sklearn", "datasets", "pandas", "pyarrow", "PIL", "scipy"]
 
 
@@ -72,7 +82,7 @@ def test_the_listing_says_what_a_person_asks(root: Path) -> None:
     (root / "broken").mkdir()
     (root / "broken" / "dataset.toml").write_text("classes = ")
     listed = {s.name: s for s in summaries(root)}
-    assert sorted(listed) == sorted([*EMBEDDED, "bees", "broken"])
+    assert sorted(listed) == sorted([*EMBEDDED, *CATALOGUE, "bees", "broken"])
     bees = listed["bees"]
     assert (bees.kind, bees.at_hand, bees.where) == ("folder", True, str(root / "bees"))
     assert (bees.counts, bees.classes, bees.metric) == ({"train": 4, "test": 2}, 2, "top1")
@@ -85,7 +95,31 @@ def test_the_listing_says_what_a_person_asks(root: Path) -> None:
 def test_real_sets_at_hand(shared_data: Path) -> None:
     names = [s.name for s in sources_at_hand(shared_data)]
     assert len(names) == len(set(names)) == 15
-    assert all(s.at_hand for s in summaries(shared_data))
+    listed = summaries(shared_data)
+    assert {s.name for s in listed if not s.at_hand} == CATALOGUE - {"cifar10"}
+    assert {s.name: s.kind for s in listed}["cifar10"] == "folder"
+
+
+@pytest.mark.parametrize("name", sorted({p.stem for p in CARDS.glob("*.toml")}))
+def test_a_packaged_card_says_all_that_a_person_asks(name: str) -> None:
+    card = packaged_card(name)
+    assert card.name == name
+    assert not card.unknown_keys
+    assert all((card.title, card.citation, card.source, card.split, card.image_size))
+    assert sum(card.counts.values()) > card.classes
+    assert ("val" in card.counts) == (card.validation == "given")
+    if name in CATALOGUE:
+        assert card.archive is not None
+        assert card.archive.layout in READERS
+        assert card.size
+        source = find_source(name)
+        assert isinstance(source, CatalogueSource)
+        assert source.card == card
+        assert source.how
+        if card.hub is not None and not card.pooled:
+            assert set(card.hub.splits) == set(card.counts)
+    else:
+        assert name in EMBEDDED
 
 
 def test_telling_sets_apart_imports_nothing_heavy(shared_data: Path, session_cache: Path) -> None:
@@ -95,6 +129,10 @@ def test_telling_sets_apart_imports_nothing_heavy(shared_data: Path, session_cac
 import sys
 from pathlib import Path
 from transferbench.data import canvas
+from transferbench.data import dataset
+from transferbench.data.archive_lists import READERS
+from transferbench.data.catalogue import CatalogueSource
+from transferbench.data.dataset import packaged_card
 from transferbench.data.sources import sources_at_hand
 def never(*_): raise SystemExit("drawn")
 canvas.draw = never

@@ -31,25 +31,31 @@ VERSION = 1
 
 def find_archive(archive: Archive, name: str, data_root: Path | None) -> Path | None:
     """Return the folder that holds an unpacked archive: the data root, or `name` below it."""
-    for place in places(name, data_root):
+    for place in places(archive, name, data_root):
         if READERS[archive.layout].is_at(place):
             return place
     return None
 
 
-def places(name: str, data_root: Path | None) -> list[Path]:
-    """Return where the archive of the set `name` is looked for."""
-    return [] if data_root is None else [data_root / name, data_root]
+def places(archive: Archive, name: str, data_root: Path | None) -> list[Path]:
+    """Return where the archive of the set `name` is looked for: `DIR/name`, and `DIR` itself."""
+    if data_root is None:
+        return []
+    return [*(data_root / each for each in dict.fromkeys((name, archive.layout))), data_root]
 
 
-def base_folders() -> set[str]:
-    """Return the names of the folders that official archives unpack to; no sets of their own."""
-    return {part for reader in READERS.values() for part in reader.bases}
+def is_unpacked_archive(folder: Path) -> bool:
+    """Return whether a folder is what unpacking an official archive beside it has made."""
+    return any(
+        Path(base).parts[0] == folder.name and reader.is_at(folder.parent)
+        for reader in READERS.values()
+        for base in reader.bases
+    )
 
 
 def packed(archive: Archive, name: str, data_root: Path | None) -> str:
     """Say what is wrong with archives that lie there but are not unpacked; empty if none do."""
-    for place in places(name, data_root):
+    for place in places(archive, name, data_root):
         for file, stated in archive.files.items():
             path = place / file
             if path.is_file():

@@ -59,8 +59,8 @@ class CatalogueSource:
     @property
     def looked(self) -> list[str]:
         """Where the images are looked for."""
-        below = [str(place) for place in places(self.name, self.data_root)]
-        hub = self.card.hub
+        hub, archive = self.card.hub, self.card.archive
+        below = [str(p) for p in places(archive, self.name, self.data_root)] if archive else []
         copy = [f"the Hub's cache ({hub.path} at {hub.revision[:12]})"] if hub else []
         return [*(below or ["no data root was given"]), *copy]
 
@@ -72,10 +72,15 @@ class CatalogueSource:
         archive = self.card.archive
         return archive.get.replace("DIR", str(self.data_root or "DIR")) if archive else ""
 
+    @property
+    def torn(self) -> str:
+        """What is wrong with archives that lie there packed, or an empty text."""
+        archive = self.card.archive
+        return packed(archive, self.name, self.data_root) if archive else ""
+
     def absence(self) -> NotAtHand:
         """Return the error that says where the set was looked for and how to get it."""
-        torn = packed(self.card.archive, self.name, self.data_root) if self.card.archive else ""
-        said = f"; {torn}" if torn else ""
+        said = f"; {self.torn}" if self.torn else ""
         return NotAtHand(
             f"the images of '{self.name}' are not at hand (looked in {', '.join(self.looked)})"
             f"{said}",

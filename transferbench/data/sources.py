@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from transferbench import registry
+from transferbench.data.archives import is_unpacked_archive
+from transferbench.data.catalogue import CatalogueSource
+from transferbench.data.folder import CARD_FILE, FolderSource, holds_data
 from transferbench.errors import NotAtHand, UserError, unknown
 from transferbench.progress import SILENT, Progress
 
@@ -71,21 +74,19 @@ def find_source(name: str, *, data_root: Path | None = None) -> Source:
     UserError
         If there is no such set (with the nearest names), or the folder is missing or empty.
     """
-    from transferbench.data.folder import FolderSource, holds_data
-
     if name.startswith("folder:"):
         return FolderSource(Path(name.removeprefix("folder:")))
     if name.startswith("catalogue:"):
-        return _registered(name.removeprefix("catalogue:"))
+        return _registered(name.removeprefix("catalogue:"), data_root)
     if data_root is not None:
         _check_root(data_root)
         folder = data_root / name
         inside = name not in ("", ".", "..") and "/" not in name and folder.is_dir()
         # A folder without images hides no registered set; alone, it is an error to be told.
-        if inside and (holds_data(folder) or name not in registry.names("datasets")):
+        if inside and (_is_a_set(folder) or name not in registry.names("datasets")):
             return FolderSource(folder)
     if name in registry.names("datasets"):
-        return _registered(name)
+        return _registered(name, data_root)
     raise unknown("data set", name, {*registry.names("datasets"), *_folder_names(data_root)})
 
 
@@ -97,12 +98,9 @@ def sources_at_hand(data_root: Path | None = None) -> list[Source]:
     """
     found: dict[str, Source] = {}
     for name in registry.names("datasets"):
-        source = _registered(name)
-        try:
-            source.identity()
-        except NotAtHand:
-            continue
-        found[name] = source
+        source = _registered(name, data_root)
+        if _is_at_hand(source):
+            found[name] = source
     for name in _folder_names(data_root):
         found[name] = find_source(name, data_root=data_root)
     return list(found.values())
@@ -117,9 +115,15 @@ class Summary:
     at_hand : bool
         Whether it can be loaded now.
     where : str
-        "embedded", the folder, or the command that fetches it.
+        "embedded", the folder, or the copy on the Hub; empty if it is not at hand.
     counts : mapping
         Images per split.
+    size : str
+        What it weighs, or a download of it.
+    looked : tuple of str
+        Where a set that is not at hand was looked for.
+    how : str
+        How to get it: a command where there is one.
     problem : str
         Why a folder cannot be used; empty if it can.
     """
@@ -133,6 +137,9 @@ class Summary:
     task: str
     metric: str
     licence: str
+    size: str = ""
+    looked: tuple[str, ...] = ()
+    how: str = ""
     problem: str = ""
 
 
@@ -143,42 +150,78 @@ def summaries(data_root: Path | None = None) -> list[Summary]:
 
 
 def _summary(name: str, data_root: Path | None) -> Summary:
+    where, kind = "", cast(Kind, "folder")
     try:
         source = find_source(name, data_root=data_root)
-    except UserError as error:
-        return Summary(name, "folder", False, "", {}, 0, "", "", "", str(error))
-    where = _place(source)
-    try:
+        where, kind = _place(source), source.kind
         card = source.card
     except UserError as error:
-        return Summary(name, source.kind, False, where, {}, 0, "", "", "", str(error))
-    problem = ""
-    try:
-        source.identity()
-    except UserError as error:
-        problem = str(error)
-    return Summary(
+        return Summary(name, kind, False, where, {}, 0, "", "", "", problem=str(error))
+    found = Summary(
         name=name,
-        kind=source.kind,
-        at_hand=not problem,
+        kind=kind,
+        at_hand=_is_at_hand(source),
         where=where,
         counts=card.counts,
         classes=card.classes,
         task=card.task,
         metric=card.metric,
         licence=card.licence,
-        problem=problem,
+        size=card.size or "",
+        looked=tuple(getattr(source, "looked", ())),
+        how=getattr(source, "how", ""),
     )
+    if isinstance(source, CatalogueSource):
+        problem = "" if found.at_hand else source.torn
+    else:
+        try:
+            source.identity()
+            problem = ""
+        except UserError as error:
+            problem = str(error)
+    return replace(found, at_hand=found.at_hand and not problem, problem=problem)
+
+
+def _is_at_hand(source: Source) -> bool:
+    """Return whether a set's images are here; of large ones without reading them."""
+    if isinstance(source, CatalogueSource):
+        return bool(source.place)
+    try:
+        source.identity()
+    except NotAtHand:
+        return False
+    except UserError:
+        return True
+    return True
 
 
 def _place(source: Source) -> str:
+    if isinstance(source, CatalogueSource):
+        return source.place
     folder = getattr(source, "folder", None)
     return str(folder) if folder is not None else source.kind
 
 
-def _registered(name: str) -> Source:
+def _registered(name: str, data_root: Path | None) -> Source:
     source: Source = registry.load("datasets", name)
-    return source
+    return source.under(data_root) if isinstance(source, CatalogueSource) else source
+
+
+def _is_a_set(folder: Path) -> bool:
+    """Return whether a folder is a set of one's own: a card, tables, or class folders.
+
+    A folder that an official archive was unpacked to, or in, is the catalogue's.
+    """
+    if (folder / CARD_FILE).is_file():
+        return True
+    if is_unpacked_archive(folder):
+        return False
+    name = folder.name
+    if name in registry.names("datasets"):
+        source = _registered(name, folder.parent)
+        if isinstance(source, CatalogueSource) and Path(source.place) == folder:
+            return False
+    return holds_data(folder)
 
 
 def _check_root(data_root: Path) -> None:
@@ -187,10 +230,8 @@ def _check_root(data_root: Path) -> None:
 
 
 def _folder_names(data_root: Path | None) -> list[str]:
-    from transferbench.data.folder import holds_data
-
     if data_root is None:
         return []
     _check_root(data_root)
     folders = sorted(p for p in data_root.iterdir() if p.is_dir() and p.name[0] not in "._")
-    return [p.name for p in folders if holds_data(p)]
+    return [p.name for p in folders if _is_a_set(p)]
