@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,6 +32,9 @@ class Backbone:
     cacheable : bool
         Whether equal digests mean equal features, so that features may be kept from one run to
         the next; no digest says that of a module whose code and attributes are anyone's.
+    notes : mapping
+        What loading found, JSON values: how features are pooled, which release and branch a
+        weights file held, what of it was dropped.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Backbone:
     interpolation: Interpolation
     digest: str
     cacheable: bool = True
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn uint8 images (B, H, W, 3) into the module's input, float32 (B, 3, H, W)."""

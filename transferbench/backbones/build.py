@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -10,11 +10,22 @@ from torch import nn
 from transferbench.backbones.settings import NetworkSettings, Preprocessing
 from transferbench.errors import UserError, unknown
 
-STEM_CODE = """\
-network.conv1 = torch.nn.Conv2d(3, network.bn1.num_features, 3, 1, 1, bias=False)
+_STEM_CODE = """\
+network.conv1 = torch.nn.Conv2d(3, network.bn1.num_features, 3, 1, {pad}, bias=False)
 network.maxpool = torch.nn.Identity()
 """
-"""What the small stem is, for a reader who has timm and torch alone."""
+_SAME_CODE = """\
+from timm.layers import Conv2dSame
+for name, conv in list(network.named_modules()):
+    if isinstance(conv, torch.nn.Conv2d) and conv.stride != (1, 1) and conv.kernel_size != (1, 1):
+        size = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride)
+        network.set_submodule(name, Conv2dSame(*size, groups=conv.groups, bias=False))
+"""
+_SAME_POOL_CODE = """\
+from timm.layers.pool2d_same import MaxPool2dSame
+network.maxpool = MaxPool2dSame(3, 2)
+"""
+_STEM_PADDING = {"small": 1, "small-pad2": 2}
 
 
 def build_network(settings: NetworkSettings, *, seed: int | None = None) -> nn.Module:
@@ -36,7 +47,7 @@ def build_network(settings: NetworkSettings, *, seed: int | None = None) -> nn.M
     ------
     UserError
         If timm has no such architecture (with the nearest), does not take the arguments, or the
-        architecture has no stem that the small one could replace.
+        architecture has no stem or padding that another could replace.
     """
     import timm
 
@@ -57,8 +68,10 @@ def build_network(settings: NetworkSettings, *, seed: int | None = None) -> nn.M
                 f"timm cannot build '{settings.name}' with args {settings.args}: "
                 f"{first_line(error)}; another architecture needs args of its own"
             ) from error
-        if settings.stem == "small":
-            _shrink_stem(network, settings.name)
+        if settings.stem in _STEM_PADDING:
+            _shrink_stem(network, settings)
+        if settings.padding != "standard":
+            _pad_same(network, settings)
     # Networks with a layer between pooling and classifier give that layer's width.
     network.num_features = int(getattr(network, "head_hidden_size", network.num_features))
     assert isinstance(network, nn.Module)
@@ -138,13 +151,97 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _shrink_stem(network: Any, name: str) -> None:
+def changes_as_code(settings: NetworkSettings) -> str:
+    """Return Python that turns timm's `network` into ours, for readers with timm and torch alone.
+
+    Empty where timm's own network is the one.
+    """
+    code = ""
+    if settings.stem in _STEM_PADDING:
+        code += _STEM_CODE.format(pad=_STEM_PADDING[settings.stem])
+    if settings.padding == "same":
+        code += _SAME_CODE
+    if settings.padding != "standard" and settings.stem == "standard":
+        code += _SAME_POOL_CODE
+    return code
+
+
+def fit_size(module: nn.Module, size: int, *, name: str) -> None:
+    """Give a network with a position table the one for images of `size` pixels, by interpolation.
+
+    Networks without a table, or that interpolate it at each image, stay as they are.
+
+    Raises
+    ------
+    UserError
+        If the size is no multiple of the patches'.
+    """
+    patches: Any = getattr(module, "patch_embed", None)
+    resize: Any = getattr(module, "set_input_size", None)
+    held = getattr(patches, "img_size", None)
+    if resize is None or held is None or held[0] == size:
+        return
+    if getattr(module, "dynamic_img_size", False):
+        return
+    side = patches.patch_size[0]
+    if size % side:
+        raise UserError(
+            f"'{name}' cannot take images of {size} px: the size must be a multiple of its "
+            f"patches' {side} px"
+        )
+    try:
+        resize(img_size=(size, size))
+    # Each architecture checks its windows and strides in its own way.
+    except Exception as error:
+        raise UserError(f"'{name}' cannot take images of {size} px: {first_line(error)}") from error
+
+
+def pooling_of(module: nn.Module) -> str | None:
+    """Return how a timm network pools: "avg", "token", ...; None for one that does not say."""
+    for holder in (module, getattr(module, "head", None)):
+        pool: Any = getattr(holder, "global_pool", None)
+        kind = getattr(pool, "pool_type", pool)
+        if isinstance(kind, str) and kind:
+            return kind
+    return None
+
+
+def _shrink_stem(network: Any, settings: NetworkSettings) -> None:
     if not (hasattr(network, "conv1") and hasattr(network, "bn1") and hasattr(network, "maxpool")):
         raise UserError(
-            f"'{name}' has no conv1, bn1 and maxpool, so it cannot have the small stem; "
+            f"'{settings.name}' has no conv1, bn1 and maxpool, so it cannot have the small stem; "
             'take a ResNet, or stem = "standard"'
         )
-    conv = nn.Conv2d(3, network.bn1.num_features, 3, stride=1, padding=1, bias=False)
+    padding = _STEM_PADDING[settings.stem]
+    conv = nn.Conv2d(3, network.bn1.num_features, 3, stride=1, padding=padding, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = conv
     network.maxpool = nn.Identity()
+
+
+def _pad_same(network: Any, settings: NetworkSettings) -> None:
+    from timm.layers.conv2d_same import Conv2dSame
+    from timm.layers.pool2d_same import MaxPool2dSame
+
+    pool = getattr(network, "maxpool", None)
+    if not isinstance(pool, nn.MaxPool2d | nn.Identity) or not hasattr(network, "layer1"):
+        raise UserError(
+            f"'{settings.name}' is no ResNet with a pooling in its stem, so its padding cannot be "
+            f"'{settings.padding}'; leave it out"
+        )
+    if isinstance(pool, nn.MaxPool2d):
+        network.maxpool = MaxPool2dSame(pool.kernel_size, pool.stride)
+    if settings.padding == "same-pool":
+        return
+    for name, conv in list(network.named_modules()):
+        if isinstance(conv, nn.Conv2d) and conv.stride != (1, 1) and conv.kernel_size != (1, 1):
+            same = Conv2dSame(
+                conv.in_channels,
+                conv.out_channels,
+                kernel_size=cast(tuple[int, int], conv.kernel_size),
+                stride=cast(tuple[int, int], conv.stride),
+                groups=conv.groups,
+                bias=conv.bias is not None,
+            )
+            same.load_state_dict(conv.state_dict())
+            network.set_submodule(name, same)

@@ -115,14 +115,14 @@ def export_backbone(
 
 def loading_code(settings: NetworkSettings) -> str:
     """Return Python that loads the weights file with timm, torch and safetensors alone."""
-    from transferbench.backbones.build import STEM_CODE
+    from transferbench.backbones.build import changes_as_code
 
     arguments = "".join(f", {key}={value!r}" for key, value in settings.args.items())
     return (
         "import timm, torch\n"
         "from safetensors.torch import load_file\n"
         f"network = timm.create_model({settings.name!r}, num_classes=0{arguments})\n"
-        + (STEM_CODE if settings.stem == "small" else "")
+        + changes_as_code(settings)
         + f"network.load_state_dict(load_file({WEIGHTS!r}))\n"
     )
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transferbench.backbones.releases import VERSION
 from transferbench.backbones.settings import NetworkSettings, Preprocessing, backbone_digest
-from transferbench.errors import NotAtHand
-from transferbench.storage import cache_folder, canonical_json, digest, write_atomic
+from transferbench.errors import NotAtHand, UserError
+from transferbench.storage import cache_folder, canonical_json, digest, file_digest, write_atomic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +44,63 @@ def remember(note: list[str], find: Any) -> Any:
         return found
 
 
+def weights_digest(path: Path) -> str:
+    """Return the SHA-256 of a weights file; of TensorFlow's index, with its data files."""
+    own = file_digest(path)
+    if path.suffix != ".index":
+        return own
+    return digest([own, *(file_digest(each) for each in sorted(path.parent.glob(_shards(path))))])
+
+
+def release_facts(path: Path, weights: str, branch: str | None) -> dict[str, Any]:
+    """Return what a published format wants of the network and its input; remembered by content.
+
+    Parameters
+    ----------
+    path : Path
+        A weights file.
+    weights : str
+        Its digest.
+    branch : str or None
+        The network in it that was asked for.
+
+    Returns
+    -------
+    dict
+        "network" and "preprocessing", JSON values; both are empty for a plain state dict, and for
+        a file that cannot be read, which loading it will tell.
+
+    Raises
+    ------
+    UserError
+        If the file has no such branch.
+    """
+
+    def find() -> dict[str, Any]:
+        from transferbench.backbones.weights import take_backbone
+
+        release = take_backbone(path, branch=branch).release
+        if release is None:
+            return {"network": {}, "preprocessing": {}}
+        return {"network": release.network, "preprocessing": release.preprocessing}
+
+    try:
+        facts: dict[str, Any] = remember(["release", str(VERSION), weights, branch or ""], find)
+    except UserError:
+        if branch is not None:
+            raise
+        facts = {"network": {}, "preprocessing": {}}
+    return facts
+
+
+def adapt(network: NetworkSettings, wanted: dict[str, Any]) -> NetworkSettings:
+    """Return the network with what a release wants, where the user did not say otherwise."""
+    said = {key: getattr(network, key) for key in network.model_fields_set}
+    return NetworkSettings.model_validate(
+        {**wanted, **said, "args": {**wanted.get("args", {}), **network.args}}
+    )
+
+
 def describe(weights: str, network: NetworkSettings, given: Preprocessing) -> dict[str, Any]:
     """Return what identifies a model, JSON values: digest, weights, network, preprocessing."""
     return {
@@ -65,8 +126,9 @@ def make_backbone(
     given: Preprocessing,
     weights: str,
     device: str,
+    notes: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """Place a network on a device and make it a backbone.
+    """Fit a network to its input size, place it on a device and make it a backbone.
 
     Raises
     ------
@@ -74,13 +136,19 @@ def make_backbone(
         If the device is not at hand, or the network does not take images of this size.
     """
     from transferbench.backbones.backbone import Backbone
-    from transferbench.backbones.build import check_size, place
+    from transferbench.backbones.build import check_size, fit_size, place, pooling_of
 
+    fit_size(module, given.input_size, name=network.name)
     placed = place(module, device)
     check_size(placed, given.input_size, device=device, name=network.name)
     return Backbone(
         name=name,
         module=placed,
         digest=backbone_digest(weights, network, given),
+        notes={"pooling": pooling_of(module), **(notes or {})},
         **given.model_dump(),
     )
+
+
+def _shards(index: Path) -> str:
+    return f"{glob.escape(index.stem)}.data-*"

@@ -11,8 +11,10 @@ neither torch nor timm: jobs are told apart first.
 ====================  ==========================================================================
 
 All but `run:` may be followed by `@SIZE`, the side of the input in pixels, and by `?` and options
-joined by `&`: `stem=small`, `args={...}` (JSON, for the timm constructor), `size=`, `mean=[...]`,
-`std=[...]`, `interpolation=`; `&`, `%` and `+` inside a value are percent-encoded.
+joined by `&`: `stem=small`, `padding=same`, `pool=avg` (of a ViT, instead of its class token),
+`args={...}` (JSON, for the timm constructor), `size=`, `mean=[...]`, `std=[...]`,
+`interpolation=`, for a file with several networks `branch=`; `&`, `%` and `+` inside a value are
+percent-encoded.
 """
 
 from __future__ import annotations
@@ -24,19 +26,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transferbench import registry
 from transferbench.backbones.identity import (
+    adapt,
     describe,
     full_preprocessing,
     make_backbone,
+    release_facts,
     remember,
     short_name,
+    weights_digest,
 )
-from transferbench.backbones.settings import Preprocessing, backbone_digest
+from transferbench.backbones.settings import NetworkSettings, Preprocessing, backbone_digest
 from transferbench.backbones.texts import FORMS, parse_text
 from transferbench.backbones.texts import random_reference as random_reference
 from transferbench.backbones.wrap import module_digest
 from transferbench.backbones.wrap import wrap_module as wrap_module
 from transferbench.errors import NotAtHand, UserError, unknown
-from transferbench.storage import canonical_json, digest, file_digest
+from transferbench.storage import canonical_json, digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,7 +108,7 @@ class TimmReference:
 
     def __init__(self, rest: str, *, seed: int) -> None:
         self.text = f"timm:{rest}"
-        self._network, self._given = parse_text(self.text, rest)
+        self._network, self._given, _ = parse_text(self.text, rest)
 
     @property
     def name(self) -> str:
@@ -168,7 +173,8 @@ class FileReference:
                 "for example file:weights.safetensors@resnet50"
             )
         self.path = Path(form["path"])
-        self._network, self._given = parse_text(self.text, form["network"])
+        self._asked, self._given, options = parse_text(self.text, form["network"], ("branch",))
+        self._branch = options.get("branch")
 
     @property
     def name(self) -> str:
@@ -176,25 +182,36 @@ class FileReference:
         return short_name(self.path.name.removesuffix(".tar").rpartition(".")[0], self)
 
     def identity(self) -> dict[str, Any]:
-        """Return digest, weights, network and preprocessing; raises NotAtHand without the file."""
-        if not self.path.is_file():
-            raise NotAtHand(f"there is no weights file {self.path}")
-        return describe(file_digest(self.path), self._network, self._input)
+        """Return digest, weights, network and preprocessing; raises NotAtHand without the file.
+
+        A published format may want a network or an input of its own; what the reference says
+        goes before.
+        """
+        return describe(*self._resolve())
 
     def load(self, device: str) -> Backbone:
         """Return the backbone; every name and shape of the file must be the network's."""
         from transferbench.backbones.build import build_network
-        from transferbench.backbones.weights import load_weights, read_weights
+        from transferbench.backbones.notes import notes_of, warn_of_traps
+        from transferbench.backbones.weights import load_weights, take_backbone
 
-        weights = self.identity()["weights"]
-        state = read_weights(self.path)
-        module = build_network(self._network, seed=0)
-        load_weights(module, state, path=self.path, name=self._network.name)
-        return make_backbone(self.name, module, self._network, self._input, weights, device)
+        weights, network, given = self._resolve()
+        taken = take_backbone(self.path, branch=self._branch)
+        module = build_network(network, seed=0)
+        load_weights(module, taken.state, path=self.path, name=network.name)
+        warn_of_traps(taken, self.path, given, said="mean" in self._given)
+        notes = notes_of(taken, network)
+        return make_backbone(self.name, module, network, given, weights, device, notes)
 
-    @property
-    def _input(self) -> Preprocessing:
-        return full_preprocessing(self._network.name, self._given)
+    def _resolve(self) -> tuple[str, NetworkSettings, Preprocessing]:
+        if not self.path.is_file():
+            raise NotAtHand(f"there is no weights file {self.path}")
+        file = weights_digest(self.path)
+        facts = release_facts(self.path, file, self._branch)
+        weights = file if self._branch is None else digest([file, self._branch])
+        network = adapt(self._asked, facts["network"])
+        given = full_preprocessing(network.name, {**facts["preprocessing"], **self._given})
+        return weights, network, given
 
 
 class RunReference:
@@ -243,7 +260,7 @@ class RandomReference:
     def __init__(self, rest: str, *, seed: int) -> None:
         self.text = f"random:{rest}"
         self.seed = seed
-        self._network, self._given = parse_text(self.text, rest)
+        self._network, self._given, _ = parse_text(self.text, rest)
 
     @property
     def name(self) -> str:

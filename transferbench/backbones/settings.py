@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from transferbench.storage import canonical_json, digest
 
 Interpolation = Literal["bilinear", "bicubic"]
-Stem = Literal["standard", "small"]
+Stem = Literal["standard", "small", "small-pad2"]
+Padding = Literal["standard", "same", "same-pool"]
 Triple = tuple[float, float, float]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -34,9 +42,13 @@ class NetworkSettings(BaseModel):
     ----------
     name : str
         Any timm architecture, e.g. "resnet18" or "vit_small_patch16_224".
-    stem : {"standard", "small"}
+    stem : {"standard", "small", "small-pad2"}
         "small" is one 3x3 convolution of stride 1 and no pooling, for images of 64 px and less
-        (arXiv 2002.05709, appendix B.9).
+        (arXiv 2002.05709, appendix B.9); "small-pad2" pads it by two pixels instead of one, as
+        solo-learn does.
+    padding : {"standard", "same", "same-pool"}
+        "same" pads the strided convolutions and the first pooling of a ResNet as TensorFlow's
+        SAME (BYOL's release), "same-pool" the pooling alone (SimCLR's).
     args : dict
         Further arguments of the timm constructor, JSON values.
     """
@@ -45,7 +57,16 @@ class NetworkSettings(BaseModel):
 
     name: str = Field(min_length=1)
     stem: Stem = "standard"
+    padding: Padding = "standard"
     args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the usual padding: digests made before there was another one must hold."""
+        plain: dict[str, Any] = dump(self)
+        if plain.get("padding") == "standard":
+            del plain["padding"]
+        return plain
 
     @field_validator("args")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
@@ -22,7 +23,12 @@ from transferbench.storage import canonical_json
 
 FORMS = "timm:ARCH, file:PATH@ARCH, run:FOLDER or random:ARCH"
 _PLAIN = '{}[]:,"'  # what JSON needs and a query may hold as it is
-_NETWORK_OPTIONS = ("stem", "args")
+_NETWORK_OPTIONS = ("stem", "padding", "pool", "args")
+# An average over the places takes the norm before it, as the weights of a class token have it.
+_POOLS: dict[str, dict[str, Any]] = {
+    "token": {"global_pool": "token"},
+    "avg": {"global_pool": "avg", "fc_norm": False},
+}
 _INPUT_OPTIONS = {
     "size": "input_size",
     "mean": "mean",
@@ -42,6 +48,8 @@ def random_reference(
     options: dict[str, Any] = {}
     if settings.stem != "standard":
         options["stem"] = settings.stem
+    if settings.padding != "standard":
+        options["padding"] = settings.padding
     if settings.args:
         options["args"] = settings.args
     options |= {"mean": list(mean), "std": list(std), "interpolation": interpolation}
@@ -50,8 +58,10 @@ def random_reference(
     return f"random:{settings.name}@{size}?{query}"
 
 
-def parse_text(text: str, rest: str) -> tuple[NetworkSettings, dict[str, Any]]:
-    """Read `ARCH[@SIZE][?options]` into the network and what is said about the input.
+def parse_text(
+    text: str, rest: str, further: Collection[str] = ()
+) -> tuple[NetworkSettings, dict[str, Any], dict[str, str]]:
+    """Read `ARCH[@SIZE][?options]`.
 
     Parameters
     ----------
@@ -59,6 +69,16 @@ def parse_text(text: str, rest: str) -> tuple[NetworkSettings, dict[str, Any]]:
         The whole reference, for messages.
     rest : str
         What stands after the kind.
+    further : collection of str
+        Options of the kind's own.
+
+    Returns
+    -------
+    network : NetworkSettings
+    given : dict
+        What is said about the input, by the names of `Preprocessing`.
+    options : dict of str
+        The further options that are given.
 
     Raises
     ------
@@ -70,14 +90,14 @@ def parse_text(text: str, rest: str) -> tuple[NetworkSettings, dict[str, Any]]:
         raise UserError(f"'{text}' names no model; a model is given as {FORMS}")
     network: dict[str, Any] = {"name": form["name"]}
     given: dict[str, Any] = {} if form["size"] is None else {"input_size": int(form["size"])}
-    query = form["query"] or ""
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-    except ValueError as error:
-        raise UserError(f"'{text}': options are written key=value and joined by &") from error
-    for key, value in pairs:
+    options: dict[str, str] = {}
+    for key, value in _pairs(text, form["query"] or ""):
+        if key in further:
+            options[key] = value
+            continue
         if key not in (*_NETWORK_OPTIONS, *_INPUT_OPTIONS):
-            raise unknown("option", key, [*_NETWORK_OPTIONS, *_INPUT_OPTIONS], where=f"'{text}'")
+            valid = [*_NETWORK_OPTIONS, *_INPUT_OPTIONS, *further]
+            raise unknown("option", key, valid, where=f"'{text}'")
         try:
             read: Any = json.loads(value)
         except ValueError:
@@ -85,6 +105,11 @@ def parse_text(text: str, rest: str) -> tuple[NetworkSettings, dict[str, Any]]:
         values, field = (network, key) if key in _NETWORK_OPTIONS else (given, _INPUT_OPTIONS[key])
         if values.setdefault(field, read) != read:
             raise UserError(f"'{text}' gives the {key} twice: {values[field]} and {value}")
+    pool = network.pop("pool", None)
+    if pool is not None and pool not in _POOLS:
+        raise unknown("pool", str(pool), _POOLS, where=f"'{text}'")
+    if pool is not None and isinstance(network.setdefault("args", {}), dict):
+        network["args"] = {**_POOLS[pool], **network["args"]}
     try:
         settings = NetworkSettings.model_validate(network)
         checked = Preprocessing.model_validate({"input_size": 1, **given})
@@ -92,4 +117,11 @@ def parse_text(text: str, rest: str) -> tuple[NetworkSettings, dict[str, Any]]:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"'{text}': {place}: {first['msg']}") from error
-    return settings, {key: checked.model_dump(mode="json")[key] for key in given}
+    return settings, {key: checked.model_dump(mode="json")[key] for key in given}, options
+
+
+def _pairs(text: str, query: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError as error:
+        raise UserError(f"'{text}': options are written key=value and joined by &") from error

@@ -2,57 +2,88 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
+import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transferbench.backbones.build import first_line
+from transferbench.backbones.files import Content, read_content
+from transferbench.backbones.releases import find_release
+from transferbench.backbones.releases.release import Release
 from transferbench.errors import UserError
 
 CONTAINERS = ("state_dict", "model", "backbone")
 PREFIXES = ("module.", "backbone.", "encoder.", "model.")
-PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+_RESNETS = {20: "resnet18", 36: "resnet34", 53: "resnet50", 104: "resnet101", 155: "resnet152"}
+_VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a weights file; code in it is never executed.
+@dataclass(frozen=True)
+class Taken:
+    """The backbone of a weights file.
+
+    Attributes
+    ----------
+    state : dict of Tensor
+        Names to tensors; of a plain file everything it holds.
+    release : Release or None
+        The published format, if it is one.
+    dropped : dict of int
+        Parts of the file that are left out, with their numbers of entries.
+    """
+
+    state: dict[str, Tensor]
+    release: Release | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def take_backbone(path: Path, *, branch: str | None = None) -> Taken:
+    """Read a weights file and take the backbone out of it; code in it is never executed.
 
     Parameters
     ----------
     path : Path
-        `.safetensors`, or what `torch.save` writes (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`): a
-        state dict, bare or in a container under "state_dict", "model" or "backbone".
+        See `read_content`. Published formats are recognised by their names; others must be a state
+        dict, bare or under "state_dict", "model" or "backbone".
+    branch : str, optional
+        Another network of a published format than the one that its authors evaluate.
 
     Raises
     ------
     UserError
-        If the file is truncated, holds a pickle of anything but tensors and plain containers, or
-        holds no state dict.
+        If the file is truncated, holds no state dict, or has no such branch.
     """
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix not in PICKLED:
-        endings = ", ".join((".safetensors", *PICKLED[:4]))
-        raise UserError(f"{path} is not a weights file: its name ends in none of {endings}")
-    content = _read_pickled(path)
-    for name in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{path} holds no state dict (names to tensors)")
-    odd = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if odd:
+    content = read_content(path)
+    release = find_release(content.keys, content.shapes)
+    if release is None:
+        if branch is not None:
+            raise UserError(
+                f"{path} is of no format that has several networks, so 'branch={branch}' means "
+                "nothing; leave it out"
+            )
+        return Taken(_plain(content, path))
+    release = release.on(branch, str(path))
+    try:
+        state, dropped = release.take(content.tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    # A file that looks like the format but is not may lack what its conversion needs.
+    except (KeyError, IndexError, RuntimeError) as error:
         raise UserError(
-            f"{path} holds no state dict: {len(odd)} of its {len(content)} entries are no tensors "
-            f"({_some(odd)})"
-        )
-    return {str(key): value for key, value in content.items()}
+            f"{path} looks like a file of {release.family}, but its entries are not: {error}"
+        ) from error
+    if not state:
+        raise UserError(f"{path} holds no '{release.branch}' network of {release.family}")
+    return Taken(state, release, dropped)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the state dict that a weights file holds; raises as `take_backbone`."""
+    return take_backbone(path).state
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, path: Path, name: str) -> None:
@@ -73,10 +104,12 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, path: Path,
     Raises
     ------
     UserError
-        If names are missing or left over, or shapes differ; names the first ones and counts all.
+        If names are missing or left over, shapes differ, or a number is not finite; names the
+        first ones, counts all, and says what would fit.
     """
     expected = network.state_dict()
     found = _strip_prefix(state, expected)
+    _check_stem(found, expected, path)
     classifiers = _classifiers(network)
     found = {
         k: v for k, v in found.items() if k in expected or k.rpartition(".")[0] not in classifiers
@@ -91,7 +124,8 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, path: Path,
             parts.append(f"{len(missing)} of {len(expected)} names are missing ({_some(missing)})")
         if unexpected:
             parts.append(f"{len(unexpected)} are not the network's ({_some(unexpected)})")
-        raise UserError(f"{path} does not fit {name}: {'; '.join(parts)}")
+        parts.append(_advice(found, expected, name))
+        raise UserError(f"{path} does not fit {name}: {'; '.join(filter(None, parts))}")
     wrong = [
         f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
         for key, value in expected.items()
@@ -100,40 +134,26 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, path: Path,
     if wrong:
         raise UserError(
             f"{path} does not fit {name}: {len(wrong)} of {len(expected)} shapes differ "
-            f"({_some(wrong)})"
+            f"({_some(wrong)}){_table(found, expected)}"
         )
+    _check_values(found, path)
     network.load_state_dict({**expected, **found}, strict=True)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    import safetensors
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+def _plain(content: Content, path: Path) -> dict[str, Tensor]:
+    """Return the state dict of a plain file, whose every entry must be a tensor."""
+    keys = content.keys
+    place = next((f"{c}/" for c in CONTAINERS if any(k.startswith(f"{c}/") for k in keys)), "")
+    odd = {k.removeprefix(place): v for k, v in content.others.items() if k.startswith(place)}
+    state = {k.removeprefix(place): v for k, v in content.tensors.items() if k.startswith(place)}
+    if odd:
+        code = next((f"; it names code ({c}), which is never executed" for c in odd.values()
+                     if "." in c), "")  # fmt: skip
         raise UserError(
-            f"{path} is truncated or no safetensors file: {first_line(error)}"
-        ) from error
-    return tensors
-
-
-def _read_pickled(path: Path) -> Any:
-    try:
-        # torch warns of pickle versions before it refuses the file; the refusal is enough.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # The message of torch advises to load without protection; ours must not.
-        raise UserError(
-            f"{path} is not a plain weights file: it is damaged, or a pickle that names code, "
-            "which is never executed; save a state dict of tensors or use safetensors"
-        ) from error
-    # The reader of old files meets damage with whatever its bytes lead to (struct.error,
-    # AssertionError, UnicodeDecodeError ...).
-    except Exception as error:
-        raise UserError(f"{path} is truncated or damaged: {first_line(error)}") from error
+            f"{path} holds no state dict: {len(odd)} of its {len(odd) + len(state)} entries are no "
+            f"tensors ({_some(odd)}){code}"
+        )
+    return state
 
 
 def _strip_prefix(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
@@ -146,6 +166,101 @@ def _strip_prefix(state: Mapping[str, Tensor], expected: Collection[str]) -> dic
             best = {key.removeprefix(prefix): value for key, value in state.items()}
             known = matched
     return best
+
+
+def _check_stem(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse first convolutions that another option, or no RGB image, would be needed for."""
+    key = next((k for k in ("conv1.weight", "patch_embed.proj.weight") if k in expected), None)
+    have, want = (None, None) if key is None else (found.get(key), expected[key])
+    if have is None or want is None or have.ndim != 4:
+        return
+    if have.shape[1] != want.shape[1]:
+        raise UserError(
+            f"{path}: {key} takes {have.shape[1]} channels instead of {want.shape[1]}: a network "
+            "for Sobel-filtered or Lab images, which cannot take RGB"
+        )
+    if key == "conv1.weight" and have.shape[2:] == (3, 3) and want.shape[2:] == (7, 7):
+        raise UserError(
+            f"{path}: {key} is {tuple(have.shape)} instead of {tuple(want.shape)}: a stem for "
+            "small images; write ?stem=small, or ?stem=small-pad2 for solo-learn's"
+        )
+    if key == "conv1.weight" and have.shape[2:] == (7, 7) and want.shape[2:] == (3, 3):
+        raise UserError(
+            f"{path}: {key} is {tuple(have.shape)} instead of {tuple(want.shape)}: the standard "
+            "stem; leave out ?stem="
+        )
+    if key == "conv1.weight" and have.shape[0] in (2 * want.shape[0], 4 * want.shape[0]):
+        raise UserError(
+            f"{path}: {key} is {tuple(have.shape)} instead of {tuple(want.shape)}: a ResNet "
+            f"{have.shape[0] // want.shape[0]} times as wide, which timm lacks"
+        )
+
+
+def _check_values(found: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are not finite, and a file whose every matrix is constant."""
+    wide = {k: v for k, v in found.items() if v.is_floating_point()}
+    bad = [key for key, value in wide.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise UserError(
+            f"{path} holds numbers that are not finite in {len(bad)} of {len(found)} entries "
+            f"({_some(bad)}): the training diverged or the file is damaged; take an earlier one"
+        )
+    matrices = [value for value in wide.values() if value.ndim > 1 and value.numel() > 1]
+    if matrices and all(bool((value == value.flatten()[0]).all()) for value in matrices):
+        raise UserError(
+            f"{path} holds one and the same number in each of its {len(matrices)} matrices: no "
+            "network was trained into it"
+        )
+
+
+def _advice(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str) -> str:
+    """What the file holds instead, and the architecture that it looks like."""
+    counts = [(_count(found, 4), _norms(found)), (_count(expected, 4), _norms(expected))]
+    said = ""
+    if counts[0] != counts[1] and counts[1][1]:
+        said = (
+            f"it has {counts[0][0]} convolutions and {counts[0][1]} batch norms instead of "
+            f"{counts[1][0]} and {counts[1][1]}"
+        )
+    likely = looks_like(found)
+    if likely is not None and likely != name.partition(".")[0]:
+        said += f"{'; ' if said else ''}it looks like {likely}: write @{likely}"
+    return said
+
+
+def looks_like(state: Mapping[str, Tensor]) -> str | None:
+    """Return the usual ResNet or ViT whose names and sizes a state dict has, or None."""
+    if "layer1.0.conv1.weight" in state:
+        return _RESNETS.get(_count(state, 4))
+    patches = state.get("patch_embed.proj.weight")
+    if patches is None or patches.ndim != 4 or "blocks.0.attn.qkv.weight" not in state:
+        return None
+    size, side = _VITS.get(patches.shape[0]), patches.shape[2]
+    if "blocks.0.ls1.gamma" in state:
+        registers = "_reg4" if "reg_token" in state else ""
+        return f"vit_{size}_patch{side}{registers}_dinov2" if size else None
+    return f"vit_{size}_patch{side}_224" if size else None
+
+
+def _table(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Say what a position table of another size means."""
+    have, want = found.get("pos_embed"), expected.get("pos_embed")
+    if have is None or want is None or have.ndim != 3 or have.shape[1] == want.shape[1]:
+        return ""
+    patches = expected.get("patch_embed.proj.weight")
+    if patches is None:
+        return ""
+    # Beside the patches of a square there is at most a class token.
+    pixels = math.isqrt(have.shape[1]) * patches.shape[2]
+    return f'; its position table is for images of {pixels} px: write ?args={{"img_size":{pixels}}}'
+
+
+def _count(state: Mapping[str, Tensor], dimensions: int) -> int:
+    return sum(value.ndim == dimensions for value in state.values())
+
+
+def _norms(state: Mapping[str, Tensor]) -> int:
+    return sum(key.endswith("running_mean") for key in state)
 
 
 def _classifiers(network: nn.Module) -> set[str]:
