@@ -297,6 +297,21 @@ def _list(
     return 0
 
 
+@app.command("fetch", short_help="Data sets from the Hub.")
+def _fetch(
+    names: Annotated[list[str], typer.Argument(help="Data sets, e.g. pets; see list datasets.")],
+    data_root: DataRoot = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Fetch data sets from the Hugging Face Hub, at the revisions that their cards pin."""
+    from transferbench.api.fetching import fetch
+
+    done = [fetch(name, data_root=data_root) for name in names]
+    _print({"fetched": done}, done, as_json, quiet)
+    return 0
+
+
 @app.command("check", short_help="Explain a file or folder.")
 def _check(
     path: Annotated[str, typer.Argument(help="Data folder, recipe, board, run or weights file.")],

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from transferbench.data.class_folders import ClassFolders, has_class_images
 from transferbench.data.dataset import Card, Dataset, data_identity, make_card
+from transferbench.data.hub import HubLayout
 from transferbench.data.loading import open_dataset
 from transferbench.data.tables import SAVED, TableFolder
-from transferbench.errors import UserError
+from transferbench.errors import NotAtHand, UserError
 from transferbench.progress import SILENT, Progress
 from transferbench.storage import cache_folder, digest, write_atomic
 
@@ -70,12 +71,15 @@ class FolderSource:
         stated = self._stated
         needed = {"task", "metric", "classes", "counts", "label_column"}
         inferred: dict[str, Any] = {}
-        if not (needed <= stated.keys() and isinstance(self._layout, TableFolder)):
+        # A card with a copy on the Hub can be read before that was fetched.
+        remote = "hub" in stated and needed - {"label_column"} <= stated.keys()
+        if not remote and not (needed <= stated.keys() and isinstance(self._layout, TableFolder)):
             # Only what the inference reads: other values need not be JSON.
             asked = {k: stated[k] for k in ("classes", *COLUMNS) if k in stated}
             note = [self._note, repr(sorted(asked.items()))]
             inferred = _remembered("cards", note, lambda: self._layout.infer(stated))
-        if isinstance(self._layout, ClassFolders) and stated.get("task") == "multilabel":
+        several = stated.get("task") == "multilabel"
+        if several and not remote and isinstance(self._layout, ClassFolders):
             raise UserError(
                 f"{self.folder / CARD_FILE}: task = 'multilabel', but an image in a class folder "
                 "has one label; several labels need parquet files"
@@ -124,18 +128,27 @@ class FolderSource:
             raise UserError(f"{path} is not readable TOML: {error}") from error
 
     @cached_property
-    def _layout(self) -> TableFolder | ClassFolders:
+    def _layout(self) -> TableFolder | ClassFolders | HubLayout:
         # The card is checked before its lists of files and classes are followed.
         stated = self._stated
         draft = make_card(
             {"name": self.name, "classes": 2, "metric": "top1"}
-            | {k: stated[k] for k in ("files", *COLUMNS) if k in stated},
+            | {k: stated[k] for k in ("files", "hub", "pooled", *COLUMNS) if k in stated},
             str(self.folder / CARD_FILE),
         )
         order = stated.get("class_names")
         named = tuple(map(str, order)) if isinstance(order, list) else None
-        found: TableFolder | ClassFolders | None = TableFolder.find(self.folder, draft.files)
+        found: TableFolder | ClassFolders | HubLayout | None
+        found = TableFolder.find(self.folder, draft.files)
         found = found or ClassFolders.find(self.folder, named)
+        if found is None and draft.hub is not None:
+            found = HubLayout.find(draft.hub, pooled=draft.pooled)
+            if found is None:
+                raise NotAtHand(
+                    f"the images of '{self.name}' are not at hand: {self.folder} holds none, and "
+                    f"{draft.hub.path} at {draft.hub.revision[:12]} was not fetched from the Hub",
+                    f"transferbench fetch folder:{self.folder}",
+                )
         if found is None:
             raise UserError(
                 f"the data folder {self.folder} holds no images; it needs train.parquet and "

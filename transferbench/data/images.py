@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from transferbench.data.dataset import PIXELS_VERSION, Images, Interpolation, Split, StoredImage
 from transferbench.errors import UserError
-from transferbench.progress import Progress
+from transferbench.progress import SILENT, Progress
 from transferbench.storage import cache_folder, digest, write_atomic
 
 Pixels = npt.NDArray[np.uint8]
@@ -234,7 +234,9 @@ def cached_pixels(
         if native is not None and size != native and native <= 64:
             pixels = cached_pixels(split, native, interpolation, progress)
             images = (ArrayImage("", row) for row in pixels)
-        write_atomic(path, lambda file: _build(file, images, shape, interpolation, split, progress))
+        write_atomic(
+            path, lambda file: _build(file, images, shape, fit, interpolation, split, progress)
+        )
         found = _open_cached(path, shape)
     assert found is not None, f"{path} cannot be read back"
     return found
@@ -250,32 +252,92 @@ def _open_cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
     return array if sound and whole and array.flags.c_contiguous else None
 
 
+def whole_pixels(
+    split: Split,
+    size: int,
+    *,
+    interpolation: Interpolation = "bicubic",
+    progress: Progress = SILENT,
+) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Return all of every image, its sides squashed to `size` pixels each, from the cache.
+
+    Returns
+    -------
+    pixels : array (N, size, size, 3) uint8
+        Memory-mapped and read-only.
+    sides : array (N, 2) int64
+        Height and width before, by which a cut can be given its true shape.
+    """
+    if split.native_size is not None:
+        # A square is not squashed: these are the pixels of any other use.
+        pixels = cached_pixels(split, size, interpolation, progress)
+        return pixels, np.full((len(split), 2), split.native_size)
+    key = digest([PIXELS_VERSION, split.fingerprint, size, interpolation, "whole"])[:32]
+    path, beside = (cache_folder("pixels") / f"{key}{end}" for end in (".npy", "-sides.npy"))
+    shape = (len(split), size, size, 3)
+    found, sides = _open_cached(path, shape), _open_sides(beside, len(split))
+    if found is None or sides is None:
+        measured: list[tuple[int, int]] = []
+
+        def build(file: IO[bytes]) -> None:
+            measured.clear()
+            measured.extend(
+                _build(file, split.images, shape, squash, interpolation, split, progress)
+            )
+
+        write_atomic(path, build)
+        sides = np.array(measured, np.int64)
+        kept = sides
+        write_atomic(beside, lambda file: np.save(file, kept))
+        found = _open_cached(path, shape)
+    assert found is not None, f"{path} cannot be read back"
+    return found, sides
+
+
+def squash(image: Image.Image, size: int, interpolation: Interpolation) -> Pixels:
+    """Resize both sides to `size`, whatever that does to the shape; uint8 (size, size, 3)."""
+    return np.asarray(image.resize((size, size), FILTERS[interpolation]))
+
+
+def _open_sides(path: Path, count: int) -> npt.NDArray[np.int64] | None:
+    try:
+        sides = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError):
+        return None
+    sound = sides.shape == (count, 2) and sides.dtype == np.int64 and (sides > 0).all()
+    return sides if sound else None
+
+
 def _build(
     file: IO[bytes],
     images: Iterable[StoredImage],
     shape: tuple[int, int, int, int],
+    make: Callable[[Image.Image, int, Interpolation], Pixels],
     interpolation: Interpolation,
     split: Split,
     progress: Progress,
-) -> None:
+) -> list[tuple[int, int]]:
+    """Write the pixels that `make` gives of each image; return their heights and widths before."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     count, size = shape[:2]
 
-    def row(image: StoredImage) -> Pixels:
+    def row(image: StoredImage) -> tuple[Pixels, tuple[int, int]]:
         try:
-            return fit(image.open(), size, interpolation)
+            opened = image.open()
         except CorruptImage as error:
             raise UserError(f"{image.where} is corrupt ({error}); it was sound before") from error
+        return make(opened, size, interpolation), (opened.height, opened.width)
 
-    written = 0
+    sides = []
     with progress.task(f"decoding {split.name} at {size} px", count, "images") as task:
         for chunk in _chunks(images, max(8, min(1024, CHUNK_BYTES // (size * size * 3)))):
-            for pixels in _parallel(row, chunk):
+            for pixels, before in _parallel(row, chunk):
                 file.write(pixels.tobytes())
-            written += len(chunk)
+                sides.append(before)
             task.advance(len(chunk))
-    assert written == count, f"{written} images came from a split of {count}"
+    assert len(sides) == count, f"{len(sides)} images came from a split of {count}"
+    return sides
 
 
 def _chunks(images: Iterable[StoredImage], length: int) -> Iterator[list[StoredImage]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from transferbench import registry
 from transferbench.data.archives import is_unpacked_archive
@@ -150,7 +150,8 @@ def summaries(data_root: Path | None = None) -> list[Summary]:
 
 
 def _summary(name: str, data_root: Path | None) -> Summary:
-    where, kind = "", cast(Kind, "folder")
+    where = ""
+    kind: Kind = "folder"
     try:
         source = find_source(name, data_root=data_root)
         where, kind = _place(source), source.kind
