@@ -341,27 +341,25 @@ def test_a_survey_tells_equal_squares(fresh_cache: Path) -> None:
 
 
 def test_whole_pixels_squash_and_tell_the_sides(fresh_cache: Path) -> None:
-    sizes = [(20, 10), (10, 30), (12, 12)]
-    given = [Image.fromarray(picture(seed).repeat(1, 0)).resize(s) for seed, s in enumerate(sizes)]
-    held = [EncodedImage("", encoded(image, "PNG")) for image in given]
-    split = Split("train", np.zeros(3, np.int64), held, "mixed")  # type: ignore[arg-type]
-    for attempt in range(3):
+    given = [picture(seed, *size) for seed, size in enumerate([(20, 10), (10, 30), (12, 12)])]
+    held = [EncodedImage(f"{i}.png", png(image)) for i, image in enumerate(given)]
+    expected = [np.asarray(image.resize((9, 9), Image.Resampling.BILINEAR)) for image in given]
+
+    def check(images: list[EncodedImage | ArrayImage]) -> None:
+        split = Split("train", np.zeros(3, np.int64), images, "mixed")
         pixels, sides = room.whole_pixels(split, 9, interpolation="bilinear")
-        assert sides.tolist() == [[10, 20], [30, 10], [12, 12]]
-        expected = [np.asarray(i.resize((9, 9), Image.Resampling.BILINEAR)) for i in given]
+        assert sides.tolist() == [[image.height, image.width] for image in given]
         assert (pixels == np.stack(expected)).all()
-        # The second time from the cache; the third with the sides cut short.
-        (beside,) = fresh_cache.glob("pixels/*-sides.npy")
-        if attempt == 1:
-            beside.write_bytes(beside.read_bytes()[:-8])
-        else:
-            split = Split("train", split.labels, [] if attempt == 0 else held, "mixed")  # type: ignore[arg-type]
-        if attempt == 1:
-            split = Split("train", split.labels, held, "mixed")  # type: ignore[arg-type]
+
+    check(held)
+    check([])  # from the cache
+    (beside,) = fresh_cache.glob("pixels/*-sides.npy")
+    beside.write_bytes(beside.read_bytes()[:-8])
+    check(held)
 
 
-def test_whole_squares_are_the_pixels_of_any_use(fresh_cache: Path, twenty: Counting) -> None:
-    split = Split("train", np.zeros(20, np.int64), twenty, "twenty", native_size=32)
+def test_whole_squares_are_the_pixels_of_any_use(fresh_cache: Path) -> None:
+    split = split_of([EncodedImage(f"{i}.png", png(picture(i, 16, 16))) for i in range(3)], 16, "s")
     pixels, sides = room.whole_pixels(split, 8)
     assert (pixels == split.pixels(8)).all()
-    assert (sides == 32).all()
+    assert (sides == 16).all()
