@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.leaderboard.conftest import (
+    FakeParameters,
     FakeProtocol,
     FakeReference,
     make_column,
@@ -14,11 +15,22 @@ from tests.leaderboard.conftest import (
     make_record,
     make_task,
 )
+from transferbench.data.dataset import Card
 from transferbench.errors import NotAtHand, UserError
 from transferbench.leaderboard.board import Board, BoardFile, BoardProtocol
-from transferbench.leaderboard.jobs import Column, Job, columns, plan, shard, tasks, to_run
+from transferbench.leaderboard.jobs import (
+    Column,
+    Job,
+    applies,
+    columns,
+    plan,
+    shard,
+    tasks,
+    to_run,
+)
 from transferbench.leaderboard.portable import command_line, portable
 from transferbench.leaderboard.record import record_path, write
+from transferbench.protocols.variants import VARIANTS
 
 
 def _one(state_of: list[Job]) -> Job:
@@ -174,3 +186,36 @@ def test_texts_for_records_hold_no_absolute_path(here: Path) -> None:
     assert command_line(["evaluate", "--data-root", "/data/images", "--set", "a b"]) == (
         "transferbench evaluate --data-root images --set 'a b'"
     )
+
+
+def test_a_name_of_its_own_brings_its_parameters() -> None:
+    few, own, plain = tasks(
+        [
+            BoardProtocol(name="linear-10pct", parameters={"count": 3}),
+            BoardProtocol(name="linear-10pct", protocol="linear"),
+            BoardProtocol(name="linear"),
+        ],
+        "here",
+    )
+    assert (few.name, few.registered) == ("linear-10pct", "linear")
+    assert few.parameters.model_dump() == plain.parameters.model_dump() | {
+        "labels": 0.1,
+        "count": 3,
+    }
+    assert own.parameters == plain.parameters
+
+
+def test_every_variant_names_a_protocol_with_parameters_that_it_takes() -> None:
+    found = tasks([BoardProtocol(name=name) for name in VARIANTS], "here")
+    for task in found:
+        assert task.parameters != task.protocol.Parameters()
+
+
+def test_a_set_too_small_for_the_parameters_is_not_applicable() -> None:
+    class Large(FakeParameters):
+        def suit(self, card: Card) -> bool:
+            return card.classes > 2
+
+    column = make_column("digits")
+    assert applies(make_task(), column)
+    assert not applies(replace(make_task(), parameters=Large()), column)

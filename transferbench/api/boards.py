@@ -44,6 +44,7 @@ from transferbench.leaderboard.local import (
 )
 from transferbench.leaderboard.portable import command_line
 from transferbench.progress import Progress
+from transferbench.protocols.variants import VARIANTS
 
 if TYPE_CHECKING:
     from transferbench.leaderboard.table import Table
@@ -312,7 +313,7 @@ def _local_grid(
     # The board file is the user's to edit: a protocol there may have parameters.
     there = [entry.name for entry in local_board().content.protocols]
     for protocol in protocols:
-        if protocol not in (valid := {*registry.names("protocols"), *there}):
+        if protocol not in (valid := {*registry.names("protocols"), *VARIANTS, *there}):
             raise unknown("protocol", protocol, valid)
     chosen = list(dict.fromkeys(protocols or PROTOCOLS))
     sets = list(dict.fromkeys(datasets)) or _sets_at_hand(root)

@@ -8,6 +8,7 @@ from typing import Any
 
 from transferbench import registry
 from transferbench.errors import UserError, unknown
+from transferbench.protocols.variants import VARIANTS
 
 Rows = list[dict[str, Any]]
 
@@ -18,8 +19,12 @@ def methods() -> Rows:
 
 
 def protocols() -> Rows:
-    """Registered evaluation protocols."""
-    return [{"name": name} for name in registry.names("protocols")]
+    """Registered evaluation protocols, then the names of variants with what these stand for."""
+    variants = [
+        {"name": name, "protocol": protocol, "parameters": dict(parameters)}
+        for name, (protocol, parameters) in VARIANTS.items()
+    ]
+    return [*({"name": name} for name in registry.names("protocols")), *variants]
 
 
 def datasets(data_root: Path | None) -> Rows:

@@ -101,6 +101,8 @@ def _text(key: str, value: Any) -> str:
         return f"{value:.0f} s"
     if key == "seed":
         return f"seed {value}"
+    if key == "parameters":
+        return ", ".join(f"{name} = {given}" for name, given in value.items())
     if isinstance(value, dict):
         return ", ".join(f"{name} {number:,}" for name, number in value.items())
     return str(value)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from transferbench.backbones.settings import NetworkSettings
 from transferbench.errors import UserError, nearest, unknown
+from transferbench.protocols.variants import variant
 from transferbench.storage import packaged_folders
 
 Seed = int
@@ -71,7 +72,11 @@ class BoardModel(_Strict):
 
 
 class BoardProtocol(_Strict):
-    """A table: a short name, the registered protocol (default: the name), its parameters."""
+    """A table: a short name, the registered protocol, its parameters.
+
+    Without a protocol the name is that of one, or of one of `protocols.variants`, whose parameters
+    then come before those given.
+    """
 
     name: str = Field(pattern=SHORT_NAME)
     protocol: str = ""
@@ -80,7 +85,12 @@ class BoardProtocol(_Strict):
     @property
     def registered(self) -> str:
         """The registered protocol's name."""
-        return self.protocol or self.name
+        return self.protocol or variant(self.name)[0]
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The parameters, those of the name included."""
+        return self.parameters if self.protocol else {**variant(self.name)[1], **self.parameters}
 
 
 class BoardFile(_Strict):

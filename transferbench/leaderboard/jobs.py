@@ -28,6 +28,7 @@ from transferbench.leaderboard.record import (
     record_path,
     state_of,
 )
+from transferbench.protocols.variants import VARIANTS
 
 if TYPE_CHECKING:
     from transferbench.backbones.reference import Reference
@@ -177,10 +178,10 @@ def tasks(protocols: Iterable[BoardProtocol], where: str) -> list[Task]:
     for entry in protocols:
         names = registry.names("protocols")
         if entry.registered not in names:
-            raise unknown("protocol", entry.registered, names, where)
+            raise unknown("protocol", entry.registered, {*names, *VARIANTS}, where)
         protocol = registry.load("protocols", entry.registered)
         try:
-            parameters = protocol.Parameters.model_validate(entry.parameters)
+            parameters = protocol.Parameters.model_validate(entry.chosen)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             key = ".".join(map(str, problem["loc"]))
@@ -276,7 +277,8 @@ def plan(
 
 def applies(task: Task, column: Column) -> bool:
     """Return whether a protocol applies to a data set; yes, as far as an absent set can tell."""
-    return column.card is None or task.protocol.applies_to(column.card)
+    card = column.card
+    return card is None or (task.protocol.applies_to(card) and task.parameters.suit(card))
 
 
 def stored(board: Board, path: Path) -> tuple[Reading, Path]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,44 @@ Features = NDArray[np.float32]
 VERSION = 1  # raised whenever the same backbone and split would give other features
 
 
+@dataclass(frozen=True)
+class View:
+    """How a split's images come to a backbone.
+
+    Attributes
+    ----------
+    name : str
+        Tells its features from others in the cache; raised, say to "flip-2", whenever the same
+        images would give others. Empty for `PLAIN`.
+    pixels : callable
+        From split, backbone and progress to the stored images, uint8 (N, S, S, 3).
+    prepare : callable
+        From backbone, images (B, S, S, 3) and the place of the first to the module's input.
+    """
+
+    name: str
+    pixels: Callable[[Split, Backbone, Progress], NDArray[np.uint8]]
+    prepare: Callable[[Backbone, Tensor, int], Tensor]
+
+
+def _fitted(split: Split, backbone: Backbone, progress: Progress) -> NDArray[np.uint8]:
+    return split.pixels(
+        backbone.input_size, interpolation=backbone.interpolation, progress=progress
+    )
+
+
+# Channels last from the pixels on: the normalised images keep the bytes' order.
+PLAIN = View("", _fitted, lambda backbone, images, start: backbone.normalize(images))
+"""Shorter side to the input size, centre cut out, normalised."""
+
+
 def extract(
-    backbone: Backbone, split: Split, *, device: str = "cpu", progress: Progress = SILENT
+    backbone: Backbone,
+    split: Split,
+    *,
+    view: View = PLAIN,
+    device: str = "cpu",
+    progress: Progress = SILENT,
 ) -> Features:
     """Return the features of a split's images, from the cache if they are there.
 
@@ -40,6 +77,8 @@ def extract(
     backbone : Backbone
     split : Split
         N images.
+    view : View
+        How they are shown.
     device : str
         Where to compute; not part of the cache's key.
     progress : Progress
@@ -53,24 +92,26 @@ def extract(
     Raises
     ------
     UserError
-        If the device is not at hand or the network gives anything but (B, D).
+        If the device is not at hand, or the network refuses the images or gives anything but
+        (B, D).
     """
     if not backbone.cacheable:
-        return _forward(backbone, split, device, progress)
-    path = features_path(backbone, split)
+        return _forward(backbone, split, view, device, progress)
+    path = features_path(backbone, split, view)
     kept = _open_kept(path, len(split))
     if kept is None:
-        features = _forward(backbone, split, device, progress)
+        features = _forward(backbone, split, view, device, progress)
         write_atomic(path, lambda file: np.save(file, features))
         kept = _open_kept(path, len(split))
     assert kept is not None, f"{path} cannot be read back"
     return kept
 
 
-def features_path(backbone: Backbone, split: Split) -> Path:
+def features_path(backbone: Backbone, split: Split, view: View = PLAIN) -> Path:
     """Return the cache file that holds, or will hold, the features of a split."""
+    shown = [view.name] if view.name else []
     versions = [VERSION, PIXELS_VERSION]
-    key = digest([*versions, backbone.digest, split.fingerprint, backbone.input_size])
+    key = digest([*versions, backbone.digest, split.fingerprint, backbone.input_size, *shown])
     return cache_folder("features") / f"{key}.npy"
 
 
@@ -91,6 +132,7 @@ def gather(
     dataset: Dataset,
     names: tuple[str, ...],
     *,
+    view: View = PLAIN,
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> tuple[Features, NDArray[Any]]:
@@ -104,7 +146,9 @@ def gather(
         As `extract`, and if a feature is not a finite number or all training images have the same.
     """
     splits = [dataset.splits[name] for name in names if name in dataset.splits]
-    parts = [extract(backbone, split, device=device, progress=progress) for split in splits]
+    parts = [
+        extract(backbone, split, view=view, device=device, progress=progress) for split in splits
+    ]
     features = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features)).any(axis=1).sum())
@@ -125,12 +169,14 @@ def batch_size(input_size: int) -> int:
     return 256 if input_size <= 64 else 128 if input_size <= 128 else 64
 
 
-def _forward(backbone: Backbone, split: Split, device: str, progress: Progress) -> Features:
+def _forward(
+    backbone: Backbone, split: Split, view: View, device: str, progress: Progress
+) -> Features:
     import torch
 
-    pixels = split.pixels(
-        backbone.input_size, interpolation=backbone.interpolation, progress=progress
-    )
+    from transferbench.backbones.build import first_line
+
+    pixels = view.pixels(split, backbone, progress)
     features: Features | None = None
     done = 0
     with (
@@ -139,12 +185,21 @@ def _forward(backbone: Backbone, split: Split, device: str, progress: Progress) 
         progress.task(f"features of {split.name}", len(pixels), "images") as task,
     ):
         for images in _batches(pixels, batch_size(backbone.input_size), device):
-            # Channels last from the pixels on: the normalised images keep the bytes' order.
-            output = module(backbone.normalize(images.to(device, non_blocking=True)))
+            given = view.prepare(backbone, images.to(device, non_blocking=True), done)
+            try:
+                output = module(given)
+            # Each architecture checks its input in its own way, or breaks where it does not.
+            except Exception as error:
+                if done or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise UserError(
+                    f"{backbone.name} does not take images of {backbone.input_size} px: "
+                    f"{first_line(error)}"
+                ) from error
             if not isinstance(output, torch.Tensor) or output.ndim != 2:
                 shape = tuple(getattr(output, "shape", ())) or type(output).__name__
                 raise UserError(
-                    f"{backbone.name} gives {shape} for {len(images)} images, "
+                    f"{backbone.name} gives {shape} for {len(given)} images, "
                     "but features must be (images, D)"
                 )
             if features is None:
@@ -161,8 +216,10 @@ def _batches(pixels: NDArray[np.uint8], size: int, device: str) -> Iterator[Tens
     """Yield uint8 batches (B, S, S, 3); the next is read from disk while one is computed on."""
     import torch
 
+    from transferbench.data.images import rows
+
     def read(start: int) -> Tensor:
-        batch = torch.from_numpy(np.array(pixels[start : start + size]))
+        batch = torch.from_numpy(rows(pixels, start, start + size))
         return batch.pin_memory() if device.startswith("cuda") else batch
 
     with ThreadPoolExecutor(1) as reader:

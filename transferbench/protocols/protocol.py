@@ -22,6 +22,10 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def suit(self, card: Card) -> bool:
+        """Return whether a data set that the protocol applies to is large enough for these."""
+        return True
+
 
 @dataclass(frozen=True)
 class Outcome:
