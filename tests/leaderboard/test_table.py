@@ -299,3 +299,17 @@ def test_results_are_a_frame_with_one_row_per_record(here: Path) -> None:
     assert math.isnan(frame["value"].tolist()[1])
     assert str(frame["n"].dtype) == "Int64"
     assert results_frame({}).empty
+
+
+def test_what_is_no_share_is_shown_as_it_is_with_its_own_kind_of_error(here: Path) -> None:
+    board, column, task = make_board("test", seeds=[0]), make_column("x"), make_task("geometry")
+    (job,) = plan(board, [make_entrant("a")], [column], [task], [0])
+    details = {"errors_over": "tenths of the images"}
+    record = make_record(0.5, job.description, metric="rankme", details=details)
+    write(job.path, record.model_copy(update={"value": 37.25, "standard_error": 1.5}))
+    (job,) = plan(board, [make_entrant("a")], [column], [task], [0])
+    (table,) = build_tables(board, [make_entrant("a")], [column], [task], [job])
+    assert table.cells["a", "x"].value == 37.25
+    assert table.cells["a", "x"].error == 1.5
+    assert "rankme: effective rank of the features (RankMe)." in table.footnote
+    assert "Seed 0; standard errors are over tenths of the images." in table.footnote

@@ -8,6 +8,7 @@ from typing import Any
 from transferbench.api.boards import Evaluation
 from transferbench.api.pretraining import Pretrained
 from transferbench.leaderboard.jobs import Job
+from transferbench.leaderboard.units import shown
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -112,5 +113,6 @@ def _number(job: Job) -> tuple[str, str]:
     record = job.record
     if record is None or record.value is None:
         return "", ""
-    error = "" if record.standard_error is None else f" ± {100 * record.standard_error:.2f}"
-    return str(record.metric), f"{100 * record.value:.2f}{error}"
+    unit = shown(record.metric)
+    error = "" if record.standard_error is None else f" ± {unit * record.standard_error:.2f}"
+    return str(record.metric), f"{unit * record.value:.2f}{error}"

@@ -27,6 +27,7 @@ from transferbench.leaderboard.record import (
     versions,
     write,
 )
+from transferbench.leaderboard.units import shown
 from transferbench.progress import SILENT, Progress
 from transferbench.storage import cache_folder, digest, write_atomic
 
@@ -153,7 +154,7 @@ class Session:
         except Exception as error:
             return self._failed(now, error, time.monotonic() - started)
         self._write(job.path, record)
-        value = f"{record.metric} {100 * (record.value or 0):.2f}"
+        value = f"{record.metric} {shown(record.metric) * (record.value or 0):.2f}"
         self.progress.say(f"{job.title}: {value} ({time.monotonic() - started:.1f} s)")
         return job.look_again()
 

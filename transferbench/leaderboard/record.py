@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from transferbench.errors import UserError
+from transferbench.leaderboard.units import SHARES
 from transferbench.storage import canonical_json, digest, make_folder, write_atomic
 
 if TYPE_CHECKING:
     from transferbench.protocols.protocol import Outcome
 
 State = Literal["fresh", "stale", "missing", "failed", "unreadable"]
-SHARES = ("top1", "mean_per_class", "map11")
-"""Metrics whose values lie in 0..1."""
 STATES: tuple[State, ...] = ("fresh", "stale", "missing", "failed", "unreadable")
 
 

@@ -14,6 +14,7 @@ from transferbench.leaderboard.board import Board, short_name
 from transferbench.leaderboard.jobs import Column, Entrant, Job, Task, applies, count_states
 from transferbench.leaderboard.local import NAME
 from transferbench.leaderboard.record import Record, State
+from transferbench.leaderboard.units import SHARES, shown
 
 AVERAGE = "average"
 QUOTED = "‡"
@@ -22,6 +23,7 @@ METRICS = {
     "top1": "top-1 accuracy",
     "mean_per_class": "mean per-class accuracy",
     "map11": "11-point mean average precision",
+    "rankme": "effective rank of the features (RankMe)",
 }
 _COLUMNS = (
     "model", "dataset", "protocol", "seed", "kind", "metric", "value", "standard_error", "n",
@@ -36,7 +38,7 @@ class Cell:
     Attributes
     ----------
     value, error : float or None
-        Mean over seeds and its standard error, in percent, not rounded.
+        Mean over seeds and its standard error, not rounded; in percent where it is a share.
     mark : {"", "best", "second"}
         Place in its column.
     note : str
@@ -246,14 +248,15 @@ def _cell(jobs: Sequence[Job]) -> Cell:
     records = [record for record in (counted or stale) if record.value is not None]
     if not records:
         return Cell(note=note or "missing")
-    values = [100.0 * record.value for record in records if record.value is not None]
+    unit = shown(records[0].metric)
+    values = [unit * record.value for record in records if record.value is not None]
     mean = math.fsum(values) / len(values)
     error: float | None
     if len(values) > 1:
         error = _error_of_mean(values)
     else:
         single = records[0].standard_error
-        error = None if single is None else 100.0 * single
+        error = None if single is None else unit * single
     by_seed = dict(zip((record.job.seed for record in records), values, strict=True))
     return Cell(mean, error, note=note, n=records[0].n, by_seed=by_seed)
 
@@ -327,7 +330,7 @@ def _footnote(
     lines = []
     if metrics:
         named = ", ".join(f"{m}: {METRICS[m]}" if m in METRICS else m for m in metrics)
-        lines.append(f"Percent; {named}.")
+        lines.append(f"Percent; {named}." if set(metrics) <= set(SHARES) else f"{named}.")
     lines.append(
         "Best is bold, second best underlined, decided on unrounded values; equal values share "
         "the mark. The average is over all columns, for rows that have them all."
@@ -344,12 +347,15 @@ def _footnote(
     if not_applicable:
         lines.append("n/a: the protocol does not apply to the data set.")
     seeds = board.content.seeds
+    over = sorted({str(r.details["errors_over"]) for r in records if r.details.get("errors_over")})
+    errors = " and ".join(f"over {what}" for what in over)
+    errors = errors or "bootstrap errors over the test images"
     if len(seeds) == 1:
-        lines.append(f"Seed {seeds[0]}; standard errors are bootstrap errors over the test images.")
+        lines.append(f"Seed {seeds[0]}; standard errors are {errors}.")
     elif board.name == NAME:
         lines.append(
             f"Means over seeds {', '.join(map(str, seeds))}, as far as measured; standard errors "
-            "are over seeds, where there is one bootstrap errors over the test images."
+            f"are over seeds, where there is one {errors}."
         )
     else:
         lines.append(
