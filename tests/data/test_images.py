@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 import os
@@ -12,15 +13,16 @@ from PIL import Image, PngImagePlugin
 
 from tests.data.makers import picture, png
 from transferbench.data import images as room
-from transferbench.data.dataset import Split
+from transferbench.data.dataset import Split, Wanted
 from transferbench.data.images import (
     ArrayImage,
     CorruptImage,
     EncodedImage,
     decode,
     fit,
-    survey,
+    rows,
 )
+from transferbench.data.survey import survey
 from transferbench.errors import UserError
 from transferbench.progress import SILENT
 
@@ -260,17 +262,56 @@ def test_native_size(fresh_cache: Path, twenty: Counting) -> None:
     assert (split.pixels(20) == direct).all()
 
 
-def test_memory_is_bounded_by_chunks(
-    fresh_cache: Path, twenty: Counting, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bound", ["images", "bytes"])
+def test_few_images_are_under_way(
+    fresh_cache: Path, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    seen: list[int] = []
-    original = room._parallel
-    monkeypatch.setattr(room, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(
-        room, "_parallel", lambda f, chunk: (seen.append(len(chunk)), original(f, chunk))[1]
-    )
-    split_of(twenty, None, "a").pixels(8)
-    assert seen == [8, 8, 4]
+    """Of 200 images, no more are read ahead than two threads need, or than hold few bytes."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
+    data = png(picture(0, 20, 14))
+    if bound == "bytes":
+        monkeypatch.setattr(room, "IN_FLIGHT", 1000)
+        monkeypatch.setattr(room, "HELD_BYTES", 10 * len(data))
+    read: list[int] = []
+
+    class Walked(list[EncodedImage]):
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for i in range(200):
+                read.append(i)
+                yield EncodedImage(f"{i}", data)
+
+    most = 0
+    for done, _ in enumerate(room.ahead(lambda image: image.open(), Walked())):
+        most = max(most, len(read) - done)
+    assert len(read) == 200
+    assert most <= (2 * room.IN_FLIGHT + 2 if bound == "images" else 12)
+
+
+def test_rows_are_read_without_staying_mapped(fresh_cache: Path, twenty: Counting) -> None:
+    pixels = split_of(twenty, None, "a").pixels(8)
+    read: list[object] = []
+    original = np.fromfile
+
+    def watched(*arguments: object, **options: object) -> np.ndarray:
+        read.append(arguments)
+        return original(*arguments, **options)  # type: ignore[arg-type, call-overload]
+
+    np.fromfile, kept = watched, original  # type: ignore[assignment]
+    try:
+        for start, stop in ((0, 20), (3, 7), (18, 30)):
+            assert (rows(pixels, start, stop) == pixels[start:stop]).all()
+        assert len(read) == 3
+        # A part of a mapping, an array in memory and nothing at all are copied.
+        assert (rows(pixels[5:], 0, 4) == pixels[5:9]).all()
+        assert (rows(np.array(pixels), 2, 4) == pixels[2:4]).all()
+        assert len(read) == 3
+        assert len(rows(pixels, 20, 25)) == 0
+    finally:
+        np.fromfile = kept
+    (path,) = (fresh_cache / "pixels").glob("*.npy")
+    expected = np.array(pixels[2:4])
+    path.unlink()
+    assert (rows(pixels, 2, 4) == expected).all()
 
 
 def _build_in_a_process(folder: str, barrier: object, results: object) -> None:
@@ -323,12 +364,12 @@ def test_a_survey_is_remembered(fresh_cache: Path, twenty: Counting) -> None:
     first = survey(twenty, "content", "set/train", SILENT)
     assert [(i, w) for i, w, _ in first.corrupt] == [(3, "three.png"), (7, "seven.png")]
     assert first.native_size is None
-    assert survey(twenty, "content", "set/train", SILENT) == first
+    assert survey(twenty, "content", "set/train", SILENT).corrupt == first.corrupt
     assert Counting.walks == 1
-    (note,) = (fresh_cache / "surveys").iterdir()
+    (note,) = (fresh_cache / "surveys").glob("*.json")
     for damaged in ("", "{}", '{"count": 20', '{"count": 3, "native_size": null, "corrupt": []}'):
         note.write_text(damaged)
-        assert survey(twenty, "content", "set/train", SILENT) == first
+        assert survey(twenty, "content", "set/train", SILENT).corrupt == first.corrupt
 
 
 def test_a_survey_tells_equal_squares(fresh_cache: Path) -> None:
@@ -363,3 +404,67 @@ def test_whole_squares_are_the_pixels_of_any_use(fresh_cache: Path) -> None:
     pixels, sides = room.whole_pixels(split, 8)
     assert (pixels == split.pixels(8)).all()
     assert (sides == 16).all()
+
+
+def test_a_survey_fills_the_cache_by_the_same_decoding(fresh_cache: Path, twenty: Counting) -> None:
+    seen = survey(twenty, "a", "set/train", SILENT, Wanted(8))
+    assert (len(seen.corrupt), seen.native_size) == (0, None)
+    split = split_of(twenty, None, "a")
+    expected = np.stack([fit(image.open(), 8, "bicubic") for image in list.__iter__(twenty)])
+    assert (split.pixels(8) == expected).all()
+    assert Counting.walks == 1
+    # Another size has to decode once more; the survey is known by then.
+    survey(twenty, "a", "set/train", SILENT, Wanted(6))
+    split.pixels(6)
+    assert Counting.walks == 2
+
+
+def test_a_survey_of_equal_squares_keeps_native_pixels(fresh_cache: Path) -> None:
+    Counting.walks = 0
+    squares = Counting(EncodedImage("", png(picture(i))) for i in range(3))
+    assert survey(squares, "s", "x", SILENT, Wanted(12, "bilinear")).native_size == 12
+    pixels = split_of(squares, 12, "s").pixels()
+    assert (pixels == np.stack([np.asarray(picture(i)) for i in range(3)])).all()
+    assert Counting.walks == 1
+
+
+def test_a_survey_with_gaps_keeps_no_pixels(fresh_cache: Path, twenty: Counting) -> None:
+    twenty[3] = EncodedImage("three.png", b"")
+    seen = survey(twenty, "a", "set/train", SILENT, Wanted(8))
+    assert [i for i, _, _ in seen.corrupt] == [3]
+    assert not list((fresh_cache / "pixels").iterdir())
+    assert survey(twenty, "a", "set/train", SILENT, Wanted(8)).corrupt == seen.corrupt
+    assert Counting.walks == 1
+
+
+def test_equal_pixels_have_equal_hashes(fresh_cache: Path) -> None:
+    """However they are stored, and whatever they are called."""
+    one = picture(1, 9, 7)
+    turned = Image.frombytes("RGB", (7, 9), one.tobytes())
+    held = [one, picture(2, 9, 7), one, turned]
+    images = [EncodedImage(f"{i}", encoded(h, k)) for i, (h, k) in enumerate(
+        zip(held, ("PNG", "PNG", "BMP", "PNG"), strict=True))]  # fmt: skip
+    hashes = survey(images, "h", "x", SILENT).hashes.tolist()
+    assert hashes[0] == hashes[2]
+    assert len(set(hashes)) == 3
+
+
+@pytest.mark.parametrize("call", ["survey", "pixels"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    fresh_cache: Path, twenty: Counting, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def act() -> object:
+        if call == "survey":
+            return survey(twenty, "a", "set/train", SILENT, Wanted(8))
+        return split_of(twenty, None, "a").pixels(8)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
+            act()
+    assert not [p for p in fresh_cache.rglob("*") if p.is_file()]
+    act()
+    assert (split_of(twenty, None, "a").pixels(8)[3] == fit(picture(3, 20, 14), 8, "bicubic")).all()

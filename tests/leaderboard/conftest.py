@@ -72,6 +72,7 @@ class FakeDataset:
     name: str
     splits: dict[str, FakeSplit]
     fingerprint: str
+    repeats: int = 0
 
 
 @dataclass

@@ -14,8 +14,8 @@ from transferbench.api.machine import choose_device, find_root
 from transferbench.backbones.reference import parse_reference
 from transferbench.backbones.settings import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Triple
 from transferbench.backbones.wrap import wrap_module
-from transferbench.data.dataset import Dataset
-from transferbench.data.sources import find_source
+from transferbench.data.dataset import Dataset, Wanted
+from transferbench.data.sources import Source, find_source
 from transferbench.errors import UserError
 from transferbench.leaderboard.board import BoardProtocol
 from transferbench.leaderboard.jobs import tasks
@@ -80,18 +80,24 @@ def evaluate(
     entry = BoardProtocol(name=protocol, parameters=dict(parameters or {}))
     (task,) = tasks([entry], "evaluate")
     progress = progress or Progress()
+    source: Dataset | Source
     if isinstance(dataset, str):
         source = find_source(dataset, data_root=find_root(data_root))
-        loaded = source.load(skip_corrupt=skip_corrupt, progress=progress)
     else:
-        loaded = dataset
-    if "test" not in loaded.splits:
-        raise UserError(f"the data set '{loaded.name}' has no test split to evaluate on")
-    if not task.protocol.applies_to(loaded.card):
-        raise UserError(f"the protocol '{protocol}' does not apply to a {loaded.task} data set")
+        source = dataset
+    card = source.card
+    if not task.protocol.applies_to(card):
+        raise UserError(f"the protocol '{protocol}' does not apply to a {card.task} data set")
     where = device if isinstance(model, str | Run) else device or _own_device(model)
     where = choose_device(where)
     backbone = _as_backbone(model, seed, where, input_size=input_size, mean=mean, std=std)
+    if isinstance(source, Dataset):
+        loaded = source
+    else:
+        wanted = Wanted(backbone.input_size, backbone.interpolation)
+        loaded = source.load(skip_corrupt=skip_corrupt, progress=progress, wanted=wanted)
+    if "test" not in loaded.splits:
+        raise UserError(f"the data set '{loaded.name}' has no test split to evaluate on")
     with _evaluating(backbone.module):
         return task.protocol.run(
             backbone, loaded, task.parameters, seed=seed, device=where, progress=progress

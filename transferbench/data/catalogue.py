@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transferbench.data.archives import ArchiveLayout, find_archive, packed, places
-from transferbench.data.dataset import Card, Dataset, data_identity, packaged_card, read_card
+from transferbench.data.dataset import (
+    Card,
+    Dataset,
+    Wanted,
+    data_identity,
+    packaged_card,
+    read_card,
+)
 from transferbench.data.hub import HubLayout
 from transferbench.data.loading import open_dataset
 from transferbench.errors import NotAtHand
@@ -91,7 +98,9 @@ class CatalogueSource:
         """Return the SHA-256 of content and card; raises NotAtHand without the images."""
         return data_identity(self._content, self.card)
 
-    def load(self, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> Dataset:
+    def load(
+        self, *, skip_corrupt: int = 0, progress: Progress = SILENT, wanted: Wanted | None = None
+    ) -> Dataset:
         """Read labels, check them and every image, and return the data set.
 
         Raises
@@ -109,6 +118,7 @@ class CatalogueSource:
             self.card,
             skip_corrupt=skip_corrupt,
             progress=progress,
+            wanted=wanted,
         )
 
     @cached_property

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,18 @@ if TYPE_CHECKING:
 Task = Literal["multiclass", "multilabel"]
 Metric = Literal["top1", "mean_per_class", "map11"]
 Interpolation = Literal["bilinear", "bicubic"]
+FILTERS: tuple[Interpolation, ...] = get_args(Interpolation)
 SPLITS = ("train", "val", "test")
 # Raised when the same stored image would give other pixels (see `images`).
 PIXELS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a network will ask for pixels: side in pixels, and the filter that makes it."""
+
+    size: int
+    interpolation: Interpolation = "bicubic"
 
 
 class Range(BaseModel):
@@ -353,6 +362,8 @@ class Dataset:
         "train" always; "val" and "test" where there are such.
     classes : tuple of str
         Class names in the order of the labels.
+    repeats : int
+        Test images that are also among the training or validation images, pixel for pixel.
     """
 
     name: str
@@ -360,6 +371,7 @@ class Dataset:
     fingerprint: str
     splits: Mapping[str, Split]
     classes: tuple[str, ...]
+    repeats: int = 0
 
     @cached_property
     def num_classes(self) -> int:

@@ -23,6 +23,7 @@ from transferbench.data.dataset import (
     Dataset,
     Split,
     StoredImage,
+    Wanted,
     data_identity,
     packaged_card,
 )
@@ -49,7 +50,9 @@ class DigitsSource:
         """Return the SHA-256 of scikit-learn's version, the rules and the card."""
         return data_identity(self._recipe, self.card)
 
-    def load(self, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> Dataset:
+    def load(
+        self, *, skip_corrupt: int = 0, progress: Progress = SILENT, wanted: Wanted | None = None
+    ) -> Dataset:
         """Return the data set."""
         from sklearn.datasets import load_digits
 

@@ -22,6 +22,7 @@ from transferbench.data.dataset import (
     Dataset,
     Split,
     StoredImage,
+    Wanted,
     data_identity,
     packaged_card,
 )
@@ -63,7 +64,9 @@ class DrawnSource:
         """Return the SHA-256 of generator version, parameters and card; draws nothing."""
         return data_identity([self._recipe, self.card.counts], self.card)
 
-    def load(self, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> Dataset:
+    def load(
+        self, *, skip_corrupt: int = 0, progress: Progress = SILENT, wanted: Wanted | None = None
+    ) -> Dataset:
         """Return the data set; pictures are drawn when their pixels are first asked for."""
         splits = {}
         for number, (name, count) in enumerate(self.card.counts.items()):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transferbench.data.class_folders import ClassFolders, has_class_images
-from transferbench.data.dataset import Card, Dataset, data_identity, make_card
+from transferbench.data.dataset import Card, Dataset, Wanted, data_identity, make_card
 from transferbench.data.hub import HubLayout
 from transferbench.data.loading import open_dataset
 from transferbench.data.tables import SAVED, TableFolder
@@ -93,7 +93,9 @@ class FolderSource:
         """Return the SHA-256 of the stored content and of what the card means; a stat if known."""
         return data_identity(self._content, self.card)
 
-    def load(self, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> Dataset:
+    def load(
+        self, *, skip_corrupt: int = 0, progress: Progress = SILENT, wanted: Wanted | None = None
+    ) -> Dataset:
         """Read labels, check them and every image, and return the data set.
 
         Raises
@@ -115,6 +117,7 @@ class FolderSource:
             self.card,
             skip_corrupt=skip_corrupt,
             progress=progress,
+            wanted=wanted,
         )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Stored images to uint8 pixels: decoding to RGB, the check for corrupt ones, the pixel cache.
+"""Stored images to uint8 pixels: decoding to RGB, and the pixel cache.
 
 Every file that a person may hand over ends in 8-bit RGB:
 
@@ -11,20 +11,22 @@ Every file that a person may hand over ends in 8-bit RGB:
 from __future__ import annotations
 
 import io
-import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
+from mmap import mmap
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from transferbench.data.dataset import PIXELS_VERSION, Images, Interpolation, Split, StoredImage
+from transferbench.data.dataset import PIXELS_VERSION, Interpolation, Split, StoredImage
 from transferbench.errors import UserError
 from transferbench.progress import SILENT, Progress
 from transferbench.storage import cache_folder, digest, write_atomic
@@ -34,7 +36,9 @@ Pixels = npt.NDArray[np.uint8]
 # Formats that only read pixels; Pillow's EPS reader, for one, starts a program.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 BACKGROUND = (255, 255, 255)
-CHUNK_BYTES = 32 * 2**20
+# Images under way: so many a thread, and so many bytes of files at most.
+IN_FLIGHT = 8
+HELD_BYTES = 64 * 2**20
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -139,72 +143,6 @@ def fit(image: Image.Image, size: int, interpolation: Interpolation) -> Pixels:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What decoding every image of a split once has shown.
-
-    Attributes
-    ----------
-    count : int
-        Number of images.
-    native_size : int or None
-        Side if the sound images are equally large squares.
-    corrupt : tuple of (position, where, reason)
-        Those that cannot be decoded.
-    """
-
-    count: int
-    native_size: int | None
-    corrupt: tuple[tuple[int, str, str], ...]
-
-
-def survey(images: Images, fingerprint: str, title: str, progress: Progress) -> Survey:
-    """Decode every image once, or recall what that gave for the same content.
-
-    Parameters
-    ----------
-    fingerprint : str
-        Of the stored content; the key under which the result is remembered.
-    """
-    known = cache_folder("surveys") / f"{digest([PIXELS_VERSION, fingerprint])}.json"
-    found = _recall(known, len(images))
-    if found is None:
-        sizes: set[tuple[int, int]] = set()
-        corrupt: list[tuple[int, str, str]] = []
-        with progress.task(f"checking {title}", len(images), "images") as task:
-            position = 0
-            for chunk in _chunks(images, 256):
-                for image, result in zip(chunk, _parallel(_size_or_reason, chunk), strict=True):
-                    if isinstance(result, str):
-                        corrupt.append((position, image.where, result))
-                    else:
-                        sizes.add(result)
-                    position += 1
-                task.advance(len(chunk))
-        square = len(sizes) == 1 and len(set(*sizes)) == 1
-        found = Survey(len(images), sizes.pop()[0] if square else None, tuple(corrupt))
-        write_atomic(known, json.dumps(found.__dict__))
-    return found
-
-
-def _recall(known: Path, count: int) -> Survey | None:
-    try:
-        values = json.loads(known.read_text())
-        corrupt = tuple((int(i), str(where), str(why)) for i, where, why in values["corrupt"])
-        size = values["native_size"]
-        found = Survey(int(values["count"]), None if size is None else int(size), corrupt)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if found.count == count else None
-
-
-def _size_or_reason(image: StoredImage) -> tuple[int, int] | str:
-    try:
-        return image.open().size
-    except CorruptImage as error:
-        return str(error)
-
-
 def cached_pixels(
     split: Split, size: int | None, interpolation: Interpolation, progress: Progress
 ) -> Pixels:
@@ -223,11 +161,9 @@ def cached_pixels(
         size = native
     if size < 1:
         raise UserError(f"an image size of {size} pixels is not possible; 1 is the least")
-    how = "native" if size == native else interpolation
-    key = digest([PIXELS_VERSION, split.fingerprint, size, how])
-    path = cache_folder("pixels") / f"{key[:32]}.npy"
+    path = pixels_file(split.fingerprint, size, "native" if size == native else interpolation)
     shape = (len(split), size, size, 3)
-    found = _open_cached(path, shape)
+    found = open_pixels(path, shape)
     if found is None:
         # Small native pixels are kept too, so that further sizes need no second decoding.
         images: Iterable[StoredImage] = split.images
@@ -237,12 +173,19 @@ def cached_pixels(
         write_atomic(
             path, lambda file: _build(file, images, shape, fit, interpolation, split, progress)
         )
-        found = _open_cached(path, shape)
+        found = open_pixels(path, shape)
     assert found is not None, f"{path} cannot be read back"
     return found
 
 
-def _open_cached(path: Path, shape: tuple[int, ...]) -> Pixels | None:
+def pixels_file(fingerprint: str, size: int, how: str) -> Path:
+    """Return where the pixels of a split are kept; `how` is the interpolation, or "native"."""
+    key = digest([PIXELS_VERSION, fingerprint, size, how])
+    return cache_folder("pixels") / f"{key[:32]}.npy"
+
+
+def open_pixels(path: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """Open a file of the cache; None if it is absent, cut short or no such pixels."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         whole = path.stat().st_size == getattr(array, "offset", -1) + int(np.prod(shape))
@@ -275,7 +218,7 @@ def whole_pixels(
     key = digest([PIXELS_VERSION, split.fingerprint, size, interpolation, "whole"])[:32]
     path, beside = (cache_folder("pixels") / f"{key}{end}" for end in (".npy", "-sides.npy"))
     shape = (len(split), size, size, 3)
-    found, sides = _open_cached(path, shape), _open_sides(beside, len(split))
+    found, sides = open_pixels(path, shape), _open_sides(beside, len(split))
     if found is None or sides is None:
         measured: list[tuple[int, int]] = []
 
@@ -289,7 +232,7 @@ def whole_pixels(
         sides = np.array(measured, np.int64)
         kept = sides
         write_atomic(beside, lambda file: np.save(file, kept))
-        found = _open_cached(path, shape)
+        found = open_pixels(path, shape)
     assert found is not None, f"{path} cannot be read back"
     return found, sides
 
@@ -318,8 +261,7 @@ def _build(
     progress: Progress,
 ) -> list[tuple[int, int]]:
     """Write the pixels that `make` gives of each image; return their heights and widths before."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
+    write_header(file, shape)
     count, size = shape[:2]
 
     def row(image: StoredImage) -> tuple[Pixels, tuple[int, int]]:
@@ -331,26 +273,82 @@ def _build(
 
     sides = []
     with progress.task(f"decoding {split.name} at {size} px", count, "images") as task:
-        for chunk in _chunks(images, max(8, min(1024, CHUNK_BYTES // (size * size * 3)))):
-            for pixels, before in _parallel(row, chunk):
-                file.write(pixels.tobytes())
-                sides.append(before)
-            task.advance(len(chunk))
+        for _, (pixels, before) in ahead(row, images):
+            file.write(pixels.tobytes())
+            sides.append(before)
+            task.advance()
     assert len(sides) == count, f"{len(sides)} images came from a split of {count}"
     return sides
 
 
-def _chunks(images: Iterable[StoredImage], length: int) -> Iterator[list[StoredImage]]:
-    walk = iter(images)
-    while chunk := list(islice(walk, length)):
-        yield chunk
+def write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    """Begin a file of the cache; the pixels follow row by row."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
-def _parallel(function: Callable[[StoredImage], Any], chunk: list[StoredImage]) -> Iterator[Any]:
-    """Map over threads, in order; Pillow decodes and resizes outside the interpreter lock."""
+def rows(pixels: Pixels, start: int, stop: int) -> Pixels:
+    """Return a copy of some rows of cached pixels, read so that they do not stay mapped.
+
+    Pages of a mapped file count as the process's memory as long as nobody needs them more.
+    """
+    count = min(stop, len(pixels)) - start
+    # A part of a mapping does not know where in the file it begins.
+    if isinstance(pixels, np.memmap) and pixels.filename and _maps_a_file(pixels):
+        count = max(0, min(stop, len(pixels)) - start)
+        length = int(np.prod(pixels.shape[1:]))
+        with suppress(OSError):
+            place = pixels.offset + start * length
+            read = np.fromfile(pixels.filename, np.uint8, count * length, offset=place)
+            if len(read) == count * length:
+                return read.reshape(-1, *pixels.shape[1:])
+    return np.array(pixels[start:stop])
+
+
+def _maps_a_file(pixels: Pixels) -> bool:
+    base: object = pixels.base
+    return isinstance(base, mmap)
+
+
+Result = TypeVar("Result")
+
+
+def ahead(
+    function: Callable[[StoredImage], Result], images: Iterable[StoredImage]
+) -> Iterator[tuple[StoredImage, Result]]:
+    """Map over threads, in order; Pillow decodes and resizes outside the interpreter lock.
+
+    Few images are under way at a time, and fewer still where their files are large, so that
+    memory does not grow with their number.
+    """
     workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
-    if workers == 1 or (isinstance(chunk[0], ArrayImage) and chunk[0].pixels.size < 10_000):
-        yield from map(function, chunk)
+    walk = iter(images)
+    first = next(walk, None)
+    if first is None:
         return
+    everything = chain([first], walk)
+    if workers == 1 or (isinstance(first, ArrayImage) and first.pixels.size < 10_000):
+        yield from ((image, function(image)) for image in everything)
+        return
+    waiting: deque[tuple[StoredImage, Future[Result]]] = deque()
+    held = 0
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(function, chunk)
+        try:
+            for image in everything:
+                waiting.append((image, pool.submit(function, image)))
+                held += _weight(image)
+                while len(waiting) > IN_FLIGHT * workers or (held > HELD_BYTES and waiting):
+                    done, future = waiting.popleft()
+                    held -= _weight(done)
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _weight(image: StoredImage) -> int:
+    """Bytes that an image holds before it is opened."""
+    data = getattr(image, "data", None)
+    return len(data) if isinstance(data, bytes) else 0

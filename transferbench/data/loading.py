@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from transferbench.data.dataset import (
     Images,
     Split,
     StoredImage,
+    Wanted,
     data_identity,
 )
 from transferbench.errors import UserError
@@ -52,6 +54,7 @@ def open_dataset(
     *,
     skip_corrupt: int,
     progress: Progress,
+    wanted: Wanted | None = None,
 ) -> Dataset:
     """Read labels, check them and every image, and return the data set.
 
@@ -61,6 +64,8 @@ def open_dataset(
         Folder or copy, for messages.
     content : mapping
         What identifies the stored content of each split.
+    wanted : Wanted, optional
+        At which pixels are cached by the same decoding.
 
     Raises
     ------
@@ -85,8 +90,15 @@ def open_dataset(
         _check_counts(f"{where}: {split}", split, found, card)
     if labels["train"].ndim == 1 and len(np.unique(labels["train"])) < 2:
         raise UserError(f"{where}: all training images have one label; two are needed")
-    splits = _surveyed(name, layout, content, labels, card, skip_corrupt, progress)
-    return Dataset(name, card, data_identity(content, card), splits, classes)
+    splits, repeats = _surveyed(name, layout, content, labels, card, skip_corrupt, progress, wanted)
+    if repeats:
+        warnings.warn(
+            f"{name}: {repeats} of {len(splits['test'])} test images are also among those to "
+            "train on, pixel for pixel",
+            RepeatWarning,
+            stacklevel=3,
+        )
+    return Dataset(name, card, data_identity(content, card), splits, classes, repeats)
 
 
 def _class_names(layout: Layout, card: Card, where: str) -> tuple[str, ...]:
@@ -108,25 +120,34 @@ def _surveyed(
     card: Card,
     skip_corrupt: int,
     progress: Progress,
-) -> dict[str, Split]:
-    from transferbench.data.images import survey
+    wanted: Wanted | None,
+) -> tuple[dict[str, Split], int]:
+    from transferbench.data.survey import Hashes, survey
 
     splits: dict[str, Split] = {}
+    hashes: dict[str, Hashes] = {}
     corrupt: list[tuple[str, str]] = []
     for split, found in labels.items():
         images = layout.images(split, card)
         fingerprint = digest([content[split], card.image_column, card.label_column])
-        seen = survey(images, fingerprint, f"{name}/{split}", progress)
+        seen = survey(images, fingerprint, f"{name}/{split}", progress, wanted)
         corrupt += [(where, reason) for _, where, reason in seen.corrupt]
         opened = Split(split, found, images, fingerprint, seen.native_size)
-        splits[split] = _without(opened, [i for i, _, _ in seen.corrupt])
+        left_out = [i for i, _, _ in seen.corrupt]
+        splits[split] = _without(opened, left_out)
+        hashes[split] = np.delete(seen.hashes, left_out)
     if len(corrupt) > skip_corrupt:
         where, reason = corrupt[0]
         raise UserError(
             f"{where} is corrupt ({reason}); corrupt images: {len(corrupt)}, tolerated: "
             f"{skip_corrupt} (--skip-corrupt {len(corrupt)} leaves them out)"
         )
-    return splits
+    fitted = np.concatenate([found for split, found in hashes.items() if split != "test"])
+    return splits, int(np.isin(hashes["test"], fitted).sum()) if "test" in hashes else 0
+
+
+class RepeatWarning(UserWarning):
+    """Test images occur among the training images too."""
 
 
 @dataclass(frozen=True)

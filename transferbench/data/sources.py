@@ -14,7 +14,7 @@ from transferbench.errors import NotAtHand, UserError, unknown
 from transferbench.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from transferbench.data.dataset import Card, Dataset
+    from transferbench.data.dataset import Card, Dataset, Wanted
 
 Kind = Literal["embedded", "folder", "catalogue"]
 
@@ -47,13 +47,18 @@ class Source(Protocol):
         """
         ...
 
-    def load(self, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> Dataset:
+    def load(
+        self, *, skip_corrupt: int = 0, progress: Progress = SILENT, wanted: Wanted | None = None
+    ) -> Dataset:
         """Open the data set.
 
         Parameters
         ----------
         skip_corrupt : int
             Corrupt images to leave out, at most, over all splits; one more is an error.
+        wanted : Wanted, optional
+            At which pixels will be asked for: a source that has to decode its images to check
+            them may fill the cache by the same decoding.
         """
         ...
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transferbench.data.dataset import FILTERS, Wanted
 from transferbench.errors import NotAtHand, UserError
 from transferbench.leaderboard.jobs import Job
 from transferbench.leaderboard.portable import portable
@@ -143,6 +144,7 @@ class Session:
                 outcome,
                 predictions=keep_predictions(outcome),
                 skipped={s.name: s.skipped for s in dataset.splits.values() if s.skipped},
+                repeats=dataset.repeats,
                 cost=cost,
                 made_with=MadeWith(versions=versions(), command=self.command),
             )
@@ -182,7 +184,9 @@ class Session:
         if key not in self._data:
             try:
                 self._data[key] = job.column.look_again().load(
-                    skip_corrupt=self.skip_corrupt, progress=self.progress
+                    skip_corrupt=self.skip_corrupt,
+                    progress=self.progress,
+                    wanted=_wanted(description),
                 )
             except UserError as error:
                 self._data[key] = error
@@ -291,6 +295,15 @@ def _check_unchanged(job: JobDescription, backbone: Backbone, dataset: Dataset) 
     else:
         return
     raise UserError(f"{changed} changed while the evaluation ran; run again")
+
+
+def _wanted(job: JobDescription) -> Wanted | None:
+    """At which pixels the job's model will ask for images, as far as its identity tells."""
+    said = job.model.identity.get("preprocessing")
+    if not isinstance(said, dict):
+        return None
+    size, how = said.get("input_size"), said.get("interpolation")
+    return Wanted(size, how) if isinstance(size, int) and how in FILTERS else None
 
 
 @contextmanager

@@ -333,6 +333,7 @@ def measured(
     *,
     predictions: str | None,
     skipped: Mapping[str, int],
+    repeats: int = 0,
     cost: Cost,
     made_with: MadeWith,
 ) -> Record:
@@ -344,8 +345,12 @@ def measured(
         Digest of the kept per-image predictions.
     skipped : mapping
         Corrupt images that were left out, by split.
+    repeats : int
+        Test images that are also among those to train on.
     """
     details = dict(outcome.details)
+    if repeats:
+        details["test_images_in_training"] = repeats
     if skipped:
         details["skipped_images"] = dict(skipped)
     return Record(
