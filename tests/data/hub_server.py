@@ -88,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._api("/".join(parts[2:4]), parts[4:], sent)
         if parts[0] == "datasets" and len(parts) > 5 and parts[3] == "resolve":
             return self._resolve("/".join(parts[1:3]), parts[4], "/".join(parts[5:]), body)
+        if len(parts) > 4 and parts[2] == "resolve":
+            return self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]), body)
         return self._error("EntryNotFound", "no such page")
 
     def _repository(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:

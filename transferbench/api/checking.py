@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from transferbench.errors import UserError
 from transferbench.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from transferbench.data.dataset import Dataset
     from transferbench.pretrain.recipe import Recipe
 
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -58,6 +61,8 @@ def check(path: str, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> F
     if at and Path(file).is_file():
         return Finding(path, "weights", [*_weights(Path(file)), _fits(path, architecture)])
     if place.is_file():
+        if (about := _archive(place)) is not None:
+            return Finding(path, "archive", about)
         return _file(place, path, skip_corrupt, progress)
     return _name(path)
 
@@ -94,18 +99,32 @@ def _name(text: str) -> Finding:
 
 
 def _data(folder: Path, skip_corrupt: int, progress: Progress) -> list[str]:
-    from transferbench.data.sources import find_source
+    from transferbench.data.sources import catalogued, find_source
 
-    dataset = find_source(f"folder:{folder}").load(skip_corrupt=skip_corrupt, progress=progress)
+    source = catalogued(folder) or find_source(f"folder:{folder}")
+    with warnings.catch_warnings():
+        # What they say is said below, in full sentences.
+        warnings.simplefilter("ignore")
+        dataset = source.load(skip_corrupt=skip_corrupt, progress=progress)
     card = dataset.card
     sizes = {name: len(split) for name, split in dataset.splits.items()}
+    which = (
+        "" if source.kind == "folder" else f", read by the card '{dataset.name}' of the catalogue"
+    )
     lines = [
         f"{folder} is a {_spelt(dataset.task)} data set with {dataset.num_classes} classes: "
-        f"{_counts(sizes)} images.",
+        f"{_counts(sizes)} images{which}.",
         f"Its metric is {dataset.metric}.",
     ]
     if skipped := {n: s.skipped for n, s in dataset.splits.items() if s.skipped}:
         lines.append(f"Corrupt images left out: {_counts(skipped)}.")
+    if dataset.repeats:
+        lines.append(
+            f"{dataset.repeats} of the test images are also among those to train on, pixel for "
+            "pixel: a number measured on them says too much."
+        )
+    if empty := _empty_classes(dataset):
+        lines.append(f"Without any training image: {_some(empty)}.")
     if "test" not in sizes:
         lines.append("It has no test split: it serves pretraining, not evaluation.")
     elif card.validation == "given":
@@ -115,9 +134,55 @@ def _data(folder: Path, skip_corrupt: int, progress: Progress) -> list[str]:
             "It has no val split: choices are made on a fifth of train, drawn at random, and the "
             "test split is read once."
         )
+    if source.kind == "folder" and not (folder / "dataset.toml").is_file():
+        lines.append(
+            "It has no dataset.toml: the splits, classes and metric are what the files suggest. "
+            "A card that states its counts would make a later change of the files an error."
+        )
     if card.unknown_keys:
         lines.append(f"Its card has keys that nothing reads: {', '.join(card.unknown_keys)}.")
     return lines
+
+
+def _empty_classes(dataset: Dataset) -> list[str]:
+    labels = dataset.splits["train"].labels
+    shown = {
+        int(k) for k in (labels.ravel() if labels.ndim == 1 else (labels == 1).any(0).nonzero()[0])
+    }
+    return [name for k, name in enumerate(dataset.classes) if k not in shown]
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"'{name}'" for name in names[:most]) + more
+
+
+def _archive(place: Path) -> list[str] | None:
+    """What is known of a file that has the name of a published archive; None of any other."""
+    from transferbench.data.sources import published
+
+    found = published(place.name)
+    if not found:
+        return None
+    name, stated = found
+    size = place.stat().st_size
+    if stated.bytes is not None and size != stated.bytes:
+        raise UserError(
+            f"{place} has {size:,} bytes, but the published archive of '{name}' {stated.bytes:,}: "
+            "the download is not whole; fetch it again"
+        )
+    for kind, expected in (("md5", stated.md5), ("sha256", stated.sha256)):
+        if expected is None:
+            continue
+        with place.open("rb") as file:
+            digest = hashlib.file_digest(file, kind).hexdigest()
+        if digest != expected:
+            raise UserError(
+                f"{place} has the {kind} {digest}, but the published archive of '{name}' "
+                f"{expected}: it is damaged or another file; fetch it again"
+            )
+        return [f"{place} is the published archive of '{name}', whole ({kind} {digest})."]
+    return [f"{place} has the size of the published archive of '{name}'."]
 
 
 def _recipe(text: str) -> list[str]:

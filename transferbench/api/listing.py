@@ -28,7 +28,11 @@ def protocols() -> Rows:
 
 
 def datasets(data_root: Path | None) -> Rows:
-    """Registered data sets and folders under the data root; `source` says which was found."""
+    """Registered data sets and folders under the data root; `source` says which was found.
+
+    Of each: whether it is at hand and where, or where it was looked for and how to get it; its
+    size and its licence.
+    """
     from transferbench.data.sources import summaries
 
     return [
@@ -40,6 +44,11 @@ def datasets(data_root: Path | None) -> Rows:
             "classes": each.classes,
             "counts": dict(each.counts),
             "at_hand": each.at_hand,
+            "where": each.where,
+            "looked": [] if each.at_hand else list(each.looked),
+            "get": "" if each.at_hand else each.how,
+            "size": each.size,
+            "licence": each.licence,
             **({"problem": each.problem} if each.problem else {}),
         }
         for each in summaries(data_root)

@@ -84,11 +84,35 @@ def complaints(jobs: Iterable[Job]) -> list[str]:
 
 
 def listed_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """One line a row: its values without their keys."""
+    """One line a row: its values without their keys; below it, indented, what needs more room."""
     if not rows:
         return []
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    return aligned([[_text(key, row.get(key)) for key in keys] for row in rows])
+    keys = list(dict.fromkeys(key for row in rows for key in row if key not in _BELOW))
+    lines = aligned([[_text(key, row.get(key)) for key in keys] for row in rows])
+    return [
+        text
+        for row, line in zip(rows, lines, strict=True)
+        for text in (line, *(f"    {said}" for said in _below(row)))
+    ]
+
+
+# Of a data set: told in sentences below its line.
+_BELOW = ("where", "looked", "get", "licence", "problem")
+
+
+def _below(row: dict[str, Any]) -> list[str]:
+    said = []
+    if row.get("where") not in (None, "", row.get("source")):
+        said.append(f"in {row['where']}")
+    if row.get("licence"):
+        said.append(f"licence: {row['licence']}")
+    if row.get("looked"):
+        said.append(f"looked in {', '.join(row['looked'])}")
+    if row.get("problem"):
+        said.append(f"problem: {row['problem']}")
+    if row.get("get"):
+        said.append(f"get it: {row['get']}")
+    return said
 
 
 def _text(key: str, value: Any) -> str:

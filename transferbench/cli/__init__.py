@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from transferbench.cli.endings import complain, show_warning, terminated_as_exit, usage_sentence
+from transferbench.cli.endings import Warnings, complain, terminated_as_exit, usage_sentence
 from transferbench.errors import UserError, unknown
 from transferbench.progress import Progress
 
@@ -343,15 +343,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         or 143 interrupted by SIGINT or SIGTERM.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    shown = Warnings()
     with terminated_as_exit(), warnings.catch_warnings():
         # Whoever sets -W or PYTHONWARNINGS sees all warnings as Python shows them.
         if not sys.warnoptions:
             if "--quiet" in given:
                 warnings.simplefilter("ignore")
-            warnings.showwarning = show_warning
+            warnings.showwarning = shown.show
         try:
             code = app(args=given, prog_name="transferbench", standalone_mode=False)
             sys.stdout.flush()
+            shown.tell()
         except UserError as error:
             return _bad_input(str(error))
         except _ClickException as error:

@@ -31,10 +31,35 @@ def usage_sentence(error: Any) -> str:
     return said[:1].lower() + said[1:]
 
 
-def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Show our own warnings, one line each; those of libraries are for developers."""
-    if category.__module__.startswith("transferbench."):
+class Warnings:
+    """Shows our own warnings, one line each; those of libraries are for developers.
+
+    What data cards hold beyond the schema is told at the end, in one line for all of them.
+    """
+
+    def __init__(self) -> None:
+        self._cards: dict[str, set[str]] = {}
+
+    def show(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        """Take the place of `warnings.showwarning`."""
+        if not category.__module__.startswith("transferbench."):
+            return
+        keys, name = getattr(message, "keys", None), getattr(message, "name", None)
+        if isinstance(keys, list) and isinstance(name, str):
+            self._cards.setdefault(name, set()).update(keys)
+            return
         complain(f"warning: {message}")
+
+    def tell(self) -> None:
+        """Show what was kept for the end."""
+        if not self._cards:
+            return
+        keys = ", ".join(sorted(set().union(*self._cards.values())))
+        names = sorted(self._cards)
+        which = f"{names[0]}/dataset.toml" if len(names) == 1 else f"{len(names)} dataset.toml"
+        more = "" if len(names) == 1 else f" ({', '.join(names)})"
+        complain(f"warning: {which}: kept but not read: {keys}{more}")
+        self._cards.clear()
 
 
 @contextmanager

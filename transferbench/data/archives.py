@@ -37,6 +37,12 @@ def find_archive(archive: Archive, name: str, data_root: Path | None) -> Path | 
     return None
 
 
+def archive_base(archive: Archive, name: str, data_root: Path) -> Path | None:
+    """Return the folder that unpacking an archive made below a data root, if it is there."""
+    place = find_archive(archive, name, data_root)
+    return READERS[archive.layout].base(place) if place is not None else None
+
+
 def places(archive: Archive, name: str, data_root: Path | None) -> list[Path]:
     """Return where the archive of the set `name` is looked for: `DIR/name`, and `DIR` itself."""
     if data_root is None:

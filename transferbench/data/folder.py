@@ -24,7 +24,19 @@ COLUMNS = ("image_column", "label_column")
 
 
 class CardWarning(UserWarning):
-    """A card has keys that nothing reads."""
+    """A card has keys that nothing reads.
+
+    Attributes
+    ----------
+    name : str
+        Of the set.
+    keys : list of str
+    """
+
+    def __init__(self, name: str, keys: list[str]) -> None:
+        super().__init__(f"{name}/{CARD_FILE}: kept but not read: {', '.join(keys)}")
+        self.name = name
+        self.keys = keys
 
 
 def holds_data(folder: Path) -> bool:
@@ -105,10 +117,7 @@ class FolderSource:
             or more than `skip_corrupt` images are corrupt.
         """
         if self.card.unknown_keys:
-            keys = ", ".join(self.card.unknown_keys)
-            warnings.warn(
-                f"{self.name}/{CARD_FILE}: kept but not read: {keys}", CardWarning, stacklevel=2
-            )
+            warnings.warn(CardWarning(self.name, self.card.unknown_keys), stacklevel=2)
         return open_dataset(
             self.name,
             str(self.folder),
@@ -119,6 +128,17 @@ class FolderSource:
             progress=progress,
             wanted=wanted,
         )
+
+    @property
+    def bytes(self) -> int:
+        """Size of its tables; 0 where the images lie in class folders or are not at hand."""
+        try:
+            layout = self._layout
+            if isinstance(layout, TableFolder):
+                return sum(p.stat().st_size for paths in layout.files.values() for p in paths)
+        except (UserError, OSError):
+            pass
+        return 0
 
     @cached_property
     def _stated(self) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from transferbench import registry
-from transferbench.data.archives import is_unpacked_archive
+from transferbench.data.archives import archive_base, is_unpacked_archive
 from transferbench.data.catalogue import CatalogueSource
 from transferbench.data.folder import CARD_FILE, FolderSource, holds_data
 from transferbench.errors import NotAtHand, UserError, unknown
 from transferbench.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from transferbench.data.dataset import Card, Dataset, Wanted
+    from transferbench.data.dataset import ArchiveFile, Card, Dataset, Wanted
 
 Kind = Literal["embedded", "folder", "catalogue"]
 
@@ -111,6 +111,29 @@ def sources_at_hand(data_root: Path | None = None) -> list[Source]:
     return list(found.values())
 
 
+def catalogued(folder: Path) -> CatalogueSource | None:
+    """Return the catalogue's set whose official archive was unpacked to a folder, if one was."""
+    if (folder / CARD_FILE).is_file():
+        return None
+    for name in registry.names("datasets"):
+        source = registry.load("datasets", name)
+        if isinstance(source, CatalogueSource) and source.card.archive is not None:
+            base = archive_base(source.card.archive, name, folder.parent)
+            if base is not None and folder in (base, *base.parents):
+                return source.under(folder.parent)
+    return None
+
+
+def published(file: str) -> tuple[str, ArchiveFile] | None:
+    """Return the catalogue's set that has an archive of this name, and what is known of it."""
+    for name in registry.names("datasets"):
+        source = registry.load("datasets", name)
+        archive = source.card.archive if isinstance(source, CatalogueSource) else None
+        if archive is not None and file in archive.files:
+            return name, archive.files[file]
+    return None
+
+
 @dataclass(frozen=True)
 class Summary:
     """One line of `list datasets`.
@@ -173,7 +196,7 @@ def _summary(name: str, data_root: Path | None) -> Summary:
         task=card.task,
         metric=card.metric,
         licence=card.licence,
-        size=card.size or "",
+        size=card.size or _weight(source),
         looked=tuple(getattr(source, "looked", ())),
         how=getattr(source, "how", ""),
     )
@@ -199,6 +222,13 @@ def _is_at_hand(source: Source) -> bool:
     except UserError:
         return True
     return True
+
+
+def _weight(source: Source) -> str:
+    """Return the bytes of a folder's tables, in MB; other files are not worth their counting."""
+    if not isinstance(source, FolderSource):
+        return ""
+    return f"{source.bytes / 1e6:,.1f} MB" if source.bytes else ""
 
 
 def _place(source: Source) -> str:

@@ -155,7 +155,8 @@ def _rarest_first(
     had = np.zeros(len(waiting))
     drawn_for = [0] * len(waiting)
     taken = np.zeros(len(members), bool)
-    positions, ranks = [], []
+    positions: list[int] = []
+    ranks: list[int] = []
     while len(positions) < count:
         k = int(had.argmin())
         image = next((i for i in waiting[k] if not taken[i]), None)
