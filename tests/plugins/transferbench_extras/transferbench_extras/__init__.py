@@ -1,0 +1,1 @@
+"""Data sets, a protocol and a backbone, registered by entry points alone."""
