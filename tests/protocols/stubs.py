@@ -22,6 +22,7 @@ class CountedSplit:
     def __init__(self, name: str, pixels: np.ndarray, labels: np.ndarray, log: list[str]) -> None:
         self.name, self._pixels, self._labels, self._log = name, pixels, labels, log
         self.skipped = 0
+        self.native_size = SIZE
         self.fingerprint = f"{name}-{hash((pixels.tobytes(), labels.tobytes())):x}"
 
     def __len__(self) -> int:
@@ -32,7 +33,7 @@ class CountedSplit:
         self._log.append(f"{self.name}.labels")
         return self._labels
 
-    def pixels(self, size: int | None = None, **_: Any) -> np.ndarray:
+    def pixels(self, size: int | None = None, *_: Any, **__: Any) -> np.ndarray:
         assert size == SIZE
         self._log.append(f"{self.name}.pixels")
         return self._pixels

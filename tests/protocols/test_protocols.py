@@ -180,10 +180,9 @@ def test_protocols_import_without_the_heavy_packages():
     heavy = ["torch", "timm", "sklearn", "datasets", "pandas", "pyarrow", "scipy", "matplotlib"]
     code = (
         "import json, sys\n"
-        "import transferbench.protocols.protocol\n"
-        "from transferbench.protocols.linear import Linear\n"
-        "from transferbench.protocols.knn import KNN\n"
-        "Linear.Parameters(), KNN.Parameters()\n"
+        "from transferbench import registry\n"
+        "for name in registry.names('protocols'):\n"
+        "    registry.load('protocols', name).Parameters()\n"
         "print(json.dumps(sorted(set(sys.modules) & set(json.loads(sys.argv[1])))))\n"
     )
     done = subprocess.run(

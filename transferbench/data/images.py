@@ -213,7 +213,7 @@ def whole_pixels(
     """
     if split.native_size is not None:
         # A square is not squashed: these are the pixels of any other use.
-        pixels = cached_pixels(split, size, interpolation, progress)
+        pixels = split.pixels(size, interpolation=interpolation, progress=progress)
         return pixels, np.full((len(split), 2), split.native_size)
     key = digest([PIXELS_VERSION, split.fingerprint, size, interpolation, "whole"])[:32]
     path, beside = (cache_folder("pixels") / f"{key}{end}" for end in (".npy", "-sides.npy"))

@@ -27,4 +27,11 @@ def finetune_pairs(
     """
     rates = weight_decays(learning_rates[0], learning_rates[1], int(learning_rates[2]))[::-1]
     bases = [0.0, *weight_decays(base_decays[0], base_decays[1], int(base_decays[2]))]
-    return [(rate, base / rate) for rate in rates for base in bases]
+    return divided_pairs(rates, bases)
+
+
+def divided_pairs(
+    rates: Sequence[float], base_decays: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Return each (learning rate, base decay / learning rate), the decays in the inner loop."""
+    return [(rate, base / rate) for rate in rates for base in base_decays]

@@ -16,6 +16,10 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "fewshot-20": ("fewshot", {"shots": 20}),
     "fewshot-50": ("fewshot", {"shots": 50}),
     "fewshot-paper": ("fewshot", {"mode": "paper"}),
+    "finetune-paper": ("finetune", {"augmentation": "paper", "precision": "float32"}),
+    "finetune-halving": ("finetune", {"search": "halving"}),
+    "finetune-1pct": ("finetune", {"labels": 0.01}),
+    "finetune-10pct": ("finetune", {"labels": 0.1}),
 }
 """By name: the registered protocol, and its parameters."""
 
