@@ -233,7 +233,7 @@ class ArrowFile:
         import pyarrow as pa
 
         with pa.memory_map(str(self._path)) as source:
-            yield from pa.ipc.open_stream(source)
+            yield from _guard(self._path, pa.ipc.open_stream(source))
 
 
 def _open(path: Path) -> Any:
