@@ -109,6 +109,9 @@ SMALL = {
         {**QUEUE, "projector_hidden": 24, "temperature": 0.07, "grid": 2, "patch": 8},
         (16, 16, 18),
     ),
+    "pirl:full": Small(
+        {"projector_output": 16, "objective": "full", "temperature": 0.2, "patch": 4}, (16, 18)
+    ),
     "pirl:nce": Small(
         {
             "projector_hidden": 12,

@@ -94,6 +94,17 @@ def test_all_rows_equal_cost_what_the_sheet_says() -> None:
     assert float(method.loss({"f": same}, batch)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_over_all_rows_each_branch_of_pirl_costs_what_instance_discrimination_does() -> None:
+    both: Any = build("pirl:full", jigsaw_weight=0.25)
+    alone: Any = build("insdis:full")
+    alone.bank.rows.copy_(both.bank.rows)
+    _, batch = Data("pirl").step(0)
+    f, g = torch.eye(16)[:BATCH], torch.eye(16)[-BATCH:]
+    costs = [float(alone.loss({"f": branch}, batch)) for branch in (f, g)]
+    expected = 0.75 * costs[0] + 0.25 * costs[1]
+    assert float(both.loss({"f": f, "g": g}, batch)) == pytest.approx(expected)
+
+
 def test_the_puzzle_never_reaches_the_bank() -> None:
     method: Any = build("pirl")
     views, batch = Data("pirl").step(0)

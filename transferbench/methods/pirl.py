@@ -5,9 +5,10 @@ facebookresearch/vissl; the weights that are compared everywhere come from Hobbi
 
 Where paper and codes differ: by default the code of the released weights is followed, a softmax
 over the positive and 65,536 sampled rows of the bank; the paper's noise-contrastive loss with
-32,000 is `objective = "nce"`. Patches keep the colours of their image, their offsets go up to
-cell - patch, and the projected features, not the patches, are permuted. The paper jitters each
-patch on its own, VISSL's offsets end one earlier and its patches come permuted. With "nce" the
+32,000 is `objective = "nce"`. With few images nothing need be sampled: `objective = "full"`, as
+instance discrimination has it for CIFAR. Patches keep the colours of their image, their offsets go
+up to cell - patch, and the projected features, not the patches, are permuted. The paper jitters
+each patch on its own, VISSL's offsets end one earlier and its patches come permuted. With "nce" the
 constant Z is estimated from the images' scores, so that a weight of 0 is instance discrimination;
 VISSL takes those of the first branch that its configuration names.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ from transferbench.methods.method import (
 from transferbench.methods.parts.bank import (
     MemoryBank,
     NoiseContrast,
+    bank_scores,
     softmax_loss,
 )
 from transferbench.methods.parts.heads import mlp
@@ -51,10 +54,11 @@ class PIRLSettings(MethodSettings):
     """Width of the embeddings, and of a row of the bank."""
     projector_hidden: int | None = Field(default=None, ge=1)
     """Width of a hidden layer in both heads, before the projection (VISSL's mlphead: 2048)."""
-    objective: Literal["softmax", "nce"] = "softmax"
-    """Softmax over sampled rows (released weights) or noise-contrastive estimation (paper)."""
+    objective: Literal["softmax", "nce", "full"] = "softmax"
+    """Softmax over sampled rows (released weights), noise-contrastive estimation (paper), or
+    softmax over all rows, for few images."""
     negatives: int = Field(default=65536, ge=1)
-    """Rows drawn for each image, with replacement (paper: 32,000)."""
+    """Rows drawn for each image, with replacement (paper: 32,000); "full" draws none."""
     temperature: float = Field(default=0.07, gt=0.0)
     """Divides the cosine similarities (mlphead: 0.1)."""
     jigsaw_weight: float = Field(default=0.5, ge=0.0, le=1.0)
@@ -109,20 +113,23 @@ class PIRL(Method):
 
     def loss(self, embeddings: Embeddings, batch: BatchInfo) -> Tensor:
         """Return the weighted sum of both branches' losses, against the same rows of the bank."""
-        options = self.settings
-        candidates = self.bank.candidates(batch.indices, options.negatives, batch.generator)
-        image, puzzle = (
-            self.bank.scores(embeddings[branch], candidates, options.temperature)
-            for branch in ("f", "g")
-        )
-        self.log("contrastive_top1", (image.argmax(1) == 0).float().mean())
-        self.log("jigsaw_top1", (puzzle.argmax(1) == 0).float().mean())
+        options, branches = self.settings, (embeddings["f"], embeddings["g"])
         costs: list[Tensor]
-        if options.objective == "nce":
-            log_z = self.nce.estimate(image)
-            costs = [self.nce(image, log_z), self.nce(puzzle, log_z)]
+        if options.objective == "full":
+            scores = [bank_scores(x, self.bank.rows, options.temperature) for x in branches]
+            own = batch.indices
+            costs = [softmax_loss(each, own) for each in scores]
         else:
-            costs = [softmax_loss(image), softmax_loss(puzzle)]
+            candidates = self.bank.candidates(batch.indices, options.negatives, batch.generator)
+            scores = [self.bank.scores(x, candidates, options.temperature) for x in branches]
+            own = torch.zeros_like(batch.indices)
+            if options.objective == "nce":
+                log_z = self.nce.estimate(scores[0])
+                costs = [self.nce(each, log_z) for each in scores]
+            else:
+                costs = [softmax_loss(each) for each in scores]
+        for name, each in zip(("contrastive_top1", "jigsaw_top1"), scores, strict=True):
+            self.log(name, (each.argmax(1) == own).float().mean())
         weight: float = options.jigsaw_weight
         return (1 - weight) * costs[0] + weight * costs[1]
 
