@@ -314,6 +314,23 @@ def test_rows_are_read_without_staying_mapped(fresh_cache: Path, twenty: Countin
     assert (rows(pixels, 2, 4) == expected).all()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells resident memory")
+def test_walking_large_pixels_keeps_little_resident(tmp_path: Path) -> None:
+    """64 MB of pixels, read in batches: mapped pages would all count as this process's memory."""
+
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("RssFile")).split()[1])
+
+    path = tmp_path / "pixels.npy"
+    np.save(path, np.ones((1000, 148, 148, 3), np.uint8))
+    pixels = np.load(path, mmap_mode="r")
+    before = resident()
+    total = sum(int(rows(pixels, i, i + 64)[:, 0, 0, 0].sum()) for i in range(0, 1000, 64))
+    assert total == 1000
+    assert resident() - before < 8_000
+
+
 def _build_in_a_process(folder: str, barrier: object, results: object) -> None:
     os.environ["TRANSFERBENCH_CACHE"] = folder
     images = [EncodedImage("", png(picture(i, 20, 14))) for i in range(60)]
