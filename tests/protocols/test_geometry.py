@@ -86,3 +86,5 @@ def test_features_that_are_no_numbers_and_too_few_images_are_refused():
         run(make_backbone(Broken()))
     with pytest.raises(UserError, match="has 9 test images, but the geometry of features needs 10"):
         run(dataset=make_dataset(sizes={"train": 20, "test": 9}))
+    assert not GeometryParameters().suit(make_dataset(sizes={"train": 20, "test": 9}).card)
+    assert GeometryParameters().suit(make_dataset(sizes={"train": 20, "test": 10}).card)

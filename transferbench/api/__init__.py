@@ -9,6 +9,7 @@ from transferbench.api.boards import (
     evaluate_board,
     leaderboard,
 )
+from transferbench.api.comparing import Comparison, compare
 from transferbench.api.evaluating import evaluate, results
 from transferbench.api.pretraining import (
     Pretrained,
@@ -20,12 +21,14 @@ from transferbench.api.pretraining import (
 )
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "Grid",
     "Leaderboard",
     "Pretrained",
     "board_recipes",
     "choose_recipe",
+    "compare",
     "evaluate",
     "evaluate_board",
     "leaderboard",

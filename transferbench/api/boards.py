@@ -255,14 +255,15 @@ def leaderboard(
     from transferbench.leaderboard.table import build_tables
 
     found = existing_board() if board is None else find_board(board)
-    grid = _whole_grid(found, Path(runs), find_root(data_root))
+    grid = whole_grid(found, Path(runs), find_root(data_root))
     jobs = grid.jobs()
     tables = build_tables(found, grid.entrants, grid.columns, grid.tasks, jobs)
     problems = [job.reading.problem for job in jobs if job.reading.problem is not None]
     return Leaderboard(found, tables, problems)
 
 
-def _whole_grid(board: Board, runs: Path, root: Path | None) -> Grid:
+def whole_grid(board: Board, runs: Path, root: Path | None) -> Grid:
+    """All that a board names, published columns included."""
     content = board.content
     return Grid(
         board,

@@ -15,9 +15,20 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from transferbench.cli.comparing import compare
 from transferbench.cli.endings import Warnings, complain, terminated_as_exit, usage_sentence
+from transferbench.cli.options import (
+    DataRoot,
+    Device,
+    Json,
+    Quiet,
+    Runs,
+    SkipCorrupt,
+    progress,
+    show,
+    text,
+)
 from transferbench.errors import UserError, unknown
-from transferbench.progress import Progress
 
 # Typer has carried click's exceptions under several names; this is their stable handle.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -43,31 +54,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DataRoot = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-root",
-        envvar="TRANSFERBENCH_DATA",
-        metavar="DIR",
-        help="Folder whose sub-folders are data sets.",
-    ),
-]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of pretraining runs.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show errors only.")]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", metavar="D", help="cpu, cuda, cuda:N or mps.  [default: CUDA if any]"),
-]
-SkipCorrupt = Annotated[
-    int,
-    typer.Option("--skip-corrupt", metavar="N", min=0, help="Leave out up to N corrupt images."),
-]
-
-
-def _text(*names: str, metavar: str, help: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help)
-
 
 @app.callback(invoke_without_command=True)
 def _root(
@@ -87,27 +73,27 @@ def _root(
 @app.command("pretrain", short_help="Recipe to run folder.")
 def _pretrain(
     method: Annotated[
-        str | None, _text("--method", metavar="NAME", help="A method, e.g. swav.")
+        str | None, text("--method", metavar="NAME", help="A method, e.g. swav.")
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every method, or every recipe of the board.")
     ] = False,
     board: Annotated[
-        str | None, _text("--board", metavar="B", help="Pretrain what this board's models need.")
+        str | None, text("--board", metavar="B", help="Pretrain what this board's models need.")
     ] = None,
     scale: Annotated[
         str | None,
-        _text("--scale", metavar="S", help="tiny or small.  [default: small with CUDA, else tiny]"),
+        text("--scale", metavar="S", help="tiny or small.  [default: small with CUDA, else tiny]"),
     ] = None,
     recipe: Annotated[
-        str | None, _text("--recipe", metavar="FILE", help="A recipe's file or name.")
+        str | None, text("--recipe", metavar="FILE", help="A recipe's file or name.")
     ] = None,
     data: Annotated[
-        str | None, _text("--data", metavar="NAME", help="Data set, or folder:PATH.")
+        str | None, text("--data", metavar="NAME", help="Data set, or folder:PATH.")
     ] = None,
     changes: Annotated[
         list[str] | None,
-        _text("--set", metavar="KEY=VALUE", help="Change the recipe; repeatable."),
+        text("--set", metavar="KEY=VALUE", help="Change the recipe; repeatable."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of the run.")
@@ -146,9 +132,9 @@ def _pretrain(
         restart=restart,
         data_root=data_root,
         skip_corrupt=skip_corrupt,
-        progress=_progress(quiet),
+        progress=progress(quiet),
     )
-    _print({"runs": [each.plain() for each in done]}, pretrained_lines(done), as_json, quiet)
+    show({"runs": [each.plain() for each in done]}, pretrained_lines(done), as_json, quiet)
     for problem in pretraining_problems(done):
         complain(f"error: {problem}")
     states = {each.state for each in done}
@@ -159,7 +145,7 @@ def _pretrain(
 def _evaluate(
     models: Annotated[
         list[str] | None,
-        _text(
+        text(
             "--model",
             metavar="REF",
             help="run:DIR, file:PATH@ARCH, timm:ARCH or random:ARCH, or a model of the board; "
@@ -170,15 +156,15 @@ def _evaluate(
         bool, typer.Option("--all", help="Every model of the board, or every finished run.")
     ] = False,
     board: Annotated[
-        str | None, _text("--board", metavar="B", help="Name or file.  [default: local]")
+        str | None, text("--board", metavar="B", help="Name or file.  [default: local]")
     ] = None,
     datasets: Annotated[
         list[str] | None,
-        _text("--dataset", metavar="NAME", help="Only this data set; repeatable."),
+        text("--dataset", metavar="NAME", help="Only this data set; repeatable."),
     ] = None,
     protocols: Annotated[
         list[str] | None,
-        _text("--protocol", metavar="NAME", help="Only this protocol; repeatable."),
+        text("--protocol", metavar="NAME", help="Only this protocol; repeatable."),
     ] = None,
     seeds: Annotated[
         list[int] | None,
@@ -193,7 +179,7 @@ def _evaluate(
         bool, typer.Option("--dry-run", help="Tell each job's state and run nothing.")
     ] = False,
     shard: Annotated[
-        str | None, _text("--shard", metavar="I/N", help="Only the I-th of N parts, from 1/N.")
+        str | None, text("--shard", metavar="I/N", help="Only the I-th of N parts, from 1/N.")
     ] = None,
     skip_corrupt: SkipCorrupt = 0,
     data_root: DataRoot = None,
@@ -219,10 +205,10 @@ def _evaluate(
         dry_run=dry_run,
         part=shard,
         skip_corrupt=skip_corrupt,
-        progress=_progress(quiet),
+        progress=progress(quiet),
     )
     lines = evaluation_lines(evaluation, dry_run=dry_run)
-    _print(evaluation.plain(), lines, as_json, quiet)
+    show(evaluation.plain(), lines, as_json, quiet)
     for line in complaints(evaluation.jobs):
         complain(line)
     if dry_run:
@@ -233,10 +219,10 @@ def _evaluate(
 @app.command("leaderboard", short_help="Records to tables.")
 def _leaderboard(
     board: Annotated[
-        str | None, _text("--board", metavar="B", help="Name or file.  [default: local]")
+        str | None, text("--board", metavar="B", help="Name or file.  [default: local]")
     ] = None,
     form: Annotated[
-        str, _text("--format", metavar="F", help="markdown, csv, latex or json.")
+        str, text("--format", metavar="F", help="markdown, csv, latex or json.")
     ] = "markdown",
     errors: Annotated[bool, typer.Option("--errors", help="Show standard errors.")] = False,
     check: Annotated[
@@ -260,9 +246,9 @@ def _leaderboard(
         complain(f"not counted: {problem}")
     if check:
         if found.is_current(errors=errors):
-            _print({"readme": str(found.readme), "current": True}, [], as_json, quiet)
+            show({"readme": str(found.readme), "current": True}, [], as_json, quiet)
             return 0
-        _print({"readme": str(found.readme), "current": False}, [], as_json, quiet)
+        show({"readme": str(found.readme), "current": False}, [], as_json, quiet)
         complain(f"{found.readme} is not up to date; render it with: {found.command}")
         return 1
     if form != "markdown":
@@ -276,6 +262,9 @@ def _leaderboard(
         render.show(found.tables, errors=errors)
         print(f"{found.readme}{'' if changed else ' (unchanged)'}")
     return 0
+
+
+app.command("compare", short_help="Two models, set by set.")(compare)
 
 
 @app.command("list", short_help="Names of methods, datasets, ...")
@@ -293,7 +282,7 @@ def _list(
     from transferbench.api.printing import listed_lines
 
     rows = listing.rows(what, data_root=data_root, runs_folder=runs)
-    _print({what: rows}, listed_lines(rows), as_json, quiet=False)
+    show({what: rows}, listed_lines(rows), as_json, quiet=False)
     return 0
 
 
@@ -308,7 +297,7 @@ def _fetch(
     from transferbench.api.fetching import fetch
 
     done = [fetch(name, data_root=data_root) for name in names]
-    _print({"fetched": done}, done, as_json, quiet)
+    show({"fetched": done}, done, as_json, quiet)
     return 0
 
 
@@ -323,8 +312,8 @@ def _check(
     """Explain a data folder, a recipe, a board, a run or a weights file, or say what is wrong."""
     from transferbench.api.checking import check
 
-    finding = check(path, skip_corrupt=skip_corrupt, progress=_progress(quiet))
-    _print(finding.plain(), finding.sentences, as_json, quiet)
+    finding = check(path, skip_corrupt=skip_corrupt, progress=progress(quiet))
+    show(finding.plain(), finding.sentences, as_json, quiet)
     return 0
 
 
@@ -369,20 +358,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code in (130, 143):
             complain("interrupted; the same command continues")
         return code if isinstance(code, int) else 0
-
-
-def _progress(quiet: bool) -> Progress:
-    return Progress("quiet" if quiet else "auto")
-
-
-def _print(document: dict[str, Any], lines: Sequence[str], as_json: bool, quiet: bool) -> None:
-    if as_json:
-        import json
-
-        print(json.dumps(document, indent=2, ensure_ascii=False))
-    elif not quiet:
-        for line in lines:
-            print(line)
 
 
 def _bad_input(text: str) -> int:

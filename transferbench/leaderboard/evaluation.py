@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import resource
 import sys
@@ -18,6 +17,7 @@ from transferbench.data.dataset import FILTERS, Wanted
 from transferbench.errors import NotAtHand, UserError
 from transferbench.leaderboard.jobs import Job
 from transferbench.leaderboard.portable import portable
+from transferbench.leaderboard.predictions import keep_predictions
 from transferbench.leaderboard.record import (
     Cost,
     JobDescription,
@@ -30,7 +30,7 @@ from transferbench.leaderboard.record import (
 )
 from transferbench.leaderboard.units import shown
 from transferbench.progress import SILENT, Progress
-from transferbench.storage import cache_folder, digest, write_atomic
+from transferbench.storage import digest
 
 if TYPE_CHECKING:
     from transferbench.backbones.backbone import Backbone
@@ -260,24 +260,6 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write to {folder}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {folder}: the folder {there} is read-only")
-
-
-def keep_predictions(outcome: Outcome) -> str | None:
-    """Keep per-image test predictions in the cache and return their digest.
-
-    The file is `predictions/<digest>.npy`; equal predictions are kept once.
-    """
-    if outcome.predictions is None:
-        return None
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.save(buffer, outcome.predictions, allow_pickle=False)
-    name = digest(buffer.getvalue())
-    path = cache_folder("predictions") / f"{name}.npy"
-    if not path.exists():
-        write_atomic(path, buffer.getvalue())
-    return name
 
 
 def _check_unchanged(job: JobDescription, backbone: Backbone, dataset: Dataset) -> None:

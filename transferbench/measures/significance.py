@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transferbench.measures.metrics import Array
+from transferbench.measures.metrics import Array, Floats
 
 
 @dataclass(frozen=True)
 class PairedBootstrap:
-    """Difference of two accuracies (shares) with its 95 % interval and two-sided p value."""
+    """Difference of two scores (shares) with its 95 % interval and two-sided p value."""
 
     difference: float
     low: float
@@ -47,21 +47,40 @@ def paired_bootstrap(
 
     Parameters
     ----------
-    correct_a, correct_b : arrays (N,) of 0 and 1
-        Whether each image was classified correctly.
+    correct_a, correct_b : arrays (N,) of 0 and 1, or of shares
+        Whether each image was classified correctly; or the accuracy of each episode.
     seed : int
         Of `numpy.random.RandomState`.
     resamples : int
         R; each draws N images with replacement, the same for both models.
     """
-    gain = np.asarray(correct_a, dtype=np.int64) - np.asarray(correct_b, dtype=np.int64)
+    gain = np.asarray(correct_a, dtype=np.float64) - np.asarray(correct_b, dtype=np.float64)
     n = len(gain)
     state = np.random.RandomState(seed)
     # Rows drawn one after another are the rows of one (R, N) draw, without its memory.
     sums = np.array([gain[state.randint(0, n, size=n)].sum() for _ in range(resamples)])
-    low, high = np.percentile(sums / n, [2.5, 97.5])
-    tail = min((sums <= 0).sum() + 1, (sums >= 0).sum() + 1) / (resamples + 1)
-    return PairedBootstrap(float(gain.mean()), float(low), float(high), float(min(1.0, 2 * tail)))
+    return from_resamples(float(gain.mean()), sums / n)
+
+
+def from_resamples(difference: float, resampled: Array) -> PairedBootstrap:
+    """Return what resampled differences (R,) say of a difference.
+
+    p is twice the smaller share of resamples at or beyond 0, each share over R + 1 with one more.
+    """
+    values = np.asarray(resampled, dtype=np.float64)
+    low, high = np.percentile(values, [2.5, 97.5])
+    tail = min((values <= 0).sum() + 1, (values >= 0).sum() + 1) / (len(values) + 1)
+    return PairedBootstrap(difference, float(low), float(high), float(min(1.0, 2 * tail)))
+
+
+def holm(p_values: Array) -> Floats:
+    """Return p values (M,) corrected for their number, as Holm does (1979): at most 1, in order."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected
 
 
 def mcnemar(correct_a: Array, correct_b: Array) -> McNemar:

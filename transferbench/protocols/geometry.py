@@ -44,6 +44,10 @@ class GeometryParameters(Parameters):
 
     images: int = Field(default=10_000, ge=GROUPS)
 
+    def suit(self, card: Card) -> bool:
+        """Return False where the card tells of too few test images for an error."""
+        return card.counts.get("test", GROUPS) >= GROUPS
+
 
 class Geometry:
     """Measure the features of test images; no label is read."""
