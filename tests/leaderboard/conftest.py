@@ -13,7 +13,7 @@ import pytest
 from transferbench.data.dataset import Card
 from transferbench.errors import NotAtHand
 from transferbench.leaderboard.board import Board, BoardFile
-from transferbench.leaderboard.jobs import Column, Entrant, Job, Task, plan
+from transferbench.leaderboard.jobs import Column, Entrant, Job, plan
 from transferbench.leaderboard.record import (
     Cost,
     DataPart,
@@ -23,6 +23,7 @@ from transferbench.leaderboard.record import (
     ProtocolPart,
     Record,
 )
+from transferbench.leaderboard.tasks import Task
 from transferbench.protocols.protocol import Outcome, Parameters
 
 

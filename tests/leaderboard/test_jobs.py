@@ -25,11 +25,11 @@ from transferbench.leaderboard.jobs import (
     columns,
     plan,
     shard,
-    tasks,
     to_run,
 )
 from transferbench.leaderboard.portable import command_line, portable
 from transferbench.leaderboard.record import record_path, write
+from transferbench.leaderboard.tasks import tasks
 from transferbench.protocols.variants import VARIANTS
 
 

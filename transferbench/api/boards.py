@@ -26,12 +26,10 @@ from transferbench.leaderboard.jobs import (
     Column,
     Entrant,
     Job,
-    Task,
     columns,
     count_states,
     plan,
     shard,
-    tasks,
     to_run,
 )
 from transferbench.leaderboard.local import (
@@ -43,6 +41,7 @@ from transferbench.leaderboard.local import (
     save_extended,
 )
 from transferbench.leaderboard.portable import command_line
+from transferbench.leaderboard.tasks import Task, tasks
 from transferbench.progress import Progress
 from transferbench.protocols.variants import VARIANTS
 

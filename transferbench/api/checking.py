@@ -225,7 +225,7 @@ def _build(recipe: Recipe) -> None:
 def _board(text: str) -> list[str]:
     from transferbench.api.entrants import board_entrants, board_recipe
     from transferbench.leaderboard.board import find_board
-    from transferbench.leaderboard.jobs import tasks
+    from transferbench.leaderboard.tasks import tasks
 
     board = find_board(text)
     content = board.content

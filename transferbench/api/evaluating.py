@@ -18,8 +18,8 @@ from transferbench.data.dataset import Dataset, Wanted
 from transferbench.data.sources import Source, find_source
 from transferbench.errors import UserError
 from transferbench.leaderboard.board import BoardProtocol
-from transferbench.leaderboard.jobs import tasks
 from transferbench.leaderboard.record import read_all
+from transferbench.leaderboard.tasks import tasks
 from transferbench.pretrain.run import Run
 from transferbench.progress import Progress
 from transferbench.protocols.protocol import Outcome

@@ -8,12 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from transferbench import registry
 from transferbench.data.sources import find_source
-from transferbench.errors import NotAtHand, UserError, nearest, unknown
-from transferbench.leaderboard.board import Board, BoardProtocol, short_name
+from transferbench.errors import NotAtHand, UserError
+from transferbench.leaderboard.board import Board, short_name
 from transferbench.leaderboard.portable import portable
 from transferbench.leaderboard.record import (
     NOTHING,
@@ -28,13 +25,12 @@ from transferbench.leaderboard.record import (
     record_path,
     state_of,
 )
-from transferbench.protocols.variants import VARIANTS
+from transferbench.leaderboard.tasks import Task
 
 if TYPE_CHECKING:
     from transferbench.backbones.reference import Reference
     from transferbench.data.dataset import Card
     from transferbench.data.sources import Source
-    from transferbench.protocols.protocol import EvaluationProtocol, Parameters
 
 
 @dataclass(frozen=True)
@@ -81,16 +77,6 @@ class Column:
         found = self.find() if self.find is not None else self.source
         assert found is not None
         return found
-
-
-@dataclass(frozen=True)
-class Task:
-    """A protocol that takes part: its short name, the protocol, its typed parameters."""
-
-    name: str
-    registered: str
-    protocol: EvaluationProtocol
-    parameters: Parameters
 
 
 @dataclass(frozen=True)
@@ -164,38 +150,6 @@ class Job:
         state = state_of(reading, self.description.key)
         reason = reason_of(reading, state)
         return replace(self, reading=reading, found=self.path, state=state, reason=reason)
-
-
-def tasks(protocols: Iterable[BoardProtocol], where: str) -> list[Task]:
-    """Look up protocols and check their parameters.
-
-    Raises
-    ------
-    UserError
-        On an unknown protocol, or a wrong parameter (with the nearest valid one).
-    """
-    found = []
-    for entry in protocols:
-        names = registry.names("protocols")
-        if entry.registered not in names:
-            raise unknown("protocol", entry.registered, {*names, *VARIANTS}, where)
-        protocol = registry.load("protocols", entry.registered)
-        try:
-            parameters = protocol.Parameters.model_validate(entry.chosen)
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            key = ".".join(map(str, problem["loc"]))
-            near = nearest(key, protocol.Parameters.model_fields)
-            said = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "extra_forbidden":
-                valid = sorted(protocol.Parameters.model_fields)
-                hint = f"did you mean '{near[0]}'?" if near else "valid: " + ", ".join(valid)
-                said = f"unknown parameter; {hint}"
-            raise UserError(
-                f"{where}: parameters of the protocol '{entry.name}': {key}: {said}"
-            ) from None
-        found.append(Task(entry.name, entry.registered, protocol(), parameters))
-    return found
 
 
 def columns(

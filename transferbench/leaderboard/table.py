@@ -11,9 +11,10 @@ from typing import Literal
 import pandas as pd
 
 from transferbench.leaderboard.board import Board, short_name
-from transferbench.leaderboard.jobs import Column, Entrant, Job, Task, applies, count_states
+from transferbench.leaderboard.jobs import Column, Entrant, Job, applies, count_states
 from transferbench.leaderboard.local import NAME
 from transferbench.leaderboard.record import Record, State
+from transferbench.leaderboard.tasks import Task
 from transferbench.leaderboard.units import SHARES, shown
 
 AVERAGE = "average"
