@@ -113,8 +113,8 @@ def export_backbone(
     return description.digest
 
 
-def loading_code(settings: NetworkSettings) -> str:
-    """Return Python that loads the weights file with timm, torch and safetensors alone."""
+def loading_code(settings: NetworkSettings, file: str = WEIGHTS) -> str:
+    """Return Python that loads a weights file with timm, torch and safetensors alone."""
     from transferbench.backbones.build import changes_as_code
 
     arguments = "".join(f", {key}={value!r}" for key, value in settings.args.items())
@@ -123,7 +123,7 @@ def loading_code(settings: NetworkSettings) -> str:
         "from safetensors.torch import load_file\n"
         f"network = timm.create_model({settings.name!r}, num_classes=0{arguments})\n"
         + changes_as_code(settings)
-        + f"network.load_state_dict(load_file({WEIGHTS!r}))\n"
+        + f"network.load_state_dict(load_file({file!r}))\n"
     )
 
 

@@ -7,6 +7,7 @@ neither torch nor timm: jobs are told apart first.
 `timm:ARCH[.TAG]`     timm's own pretrained weights
 `file:PATH@ARCH`      a weights file of a timm architecture
 `run:FOLDER`          the backbone of a finished pretraining run
+`hub:ORG/NAME`        a model on the Hub in timm's layout, or a folder of that layout
 `random:ARCH`         initial weights, drawn from the job's seed
 ====================  ==========================================================================
 

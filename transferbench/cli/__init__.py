@@ -17,6 +17,7 @@ import typer.core
 
 from transferbench.cli.comparing import compare
 from transferbench.cli.endings import Warnings, complain, terminated_as_exit, usage_sentence
+from transferbench.cli.export import export
 from transferbench.cli.options import (
     DataRoot,
     Device,
@@ -148,8 +149,8 @@ def _evaluate(
         text(
             "--model",
             metavar="REF",
-            help="run:DIR, file:PATH@ARCH, timm:ARCH or random:ARCH, or a model of the board; "
-            "repeatable.",
+            help="run:DIR, file:PATH@ARCH, timm:ARCH, hub:ORG/NAME or random:ARCH, or a model of "
+            "the board; repeatable.",
         ),
     ] = None,
     everything: Annotated[
@@ -315,6 +316,9 @@ def _check(
     finding = check(path, skip_corrupt=skip_corrupt, progress=progress(quiet))
     show(finding.plain(), finding.sentences, as_json, quiet)
     return 0
+
+
+app.command("export", short_help="Backbone to other tools' files.")(export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
