@@ -1,15 +1,20 @@
-"""Large JPEGs to cached pixels: images per CPU second, and the memory that it takes.
+"""Evaluating large JPEGs: images per second, and whether memory grows with their number.
 
-Generated images of 500 x 375 pixels (as ImageNet's are on average) lie in one folder a class. For
-each number of images a process of its own loads the set, which decodes every image once, fills the
-cache at 224 pixels, and then reads all pixels in batches as feature extraction does. Resident
-memory is the process's peak, mapped pages included, so it shows whether anything grows with the
-number of images; `BENCH_IMAGES=50000` measures the whole of it. Image files are hard links to a
-few hundred different ones, but each is read, decoded and kept as any other.
+Generated images of 500 x 375 pixels (as ImageNet's are on average) lie in one folder a class, or in
+the rows of one parquet file (a single row group) or of arrow files as the Hub's copies have them.
+For each number of images a process of its own runs `transferbench evaluate` with `knn` and a small
+untrained network at 224 pixels: every image is decoded once, kept, read in batches, and voted on.
+Memory is the process's peak of resident pages, mapped files included.
+
+`python -m tests.benchmarks.bench_decode 50000 --layout parquet` measures other numbers and layouts;
+50,000 images need 8 GB of disk for pixels, in `--scratch` if not in the usual place. The images are
+copies of a hundred different ones, but each is read, decoded and kept as any other.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import resource
@@ -17,97 +22,147 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-DIFFERENT = 200
-BATCH = 64
-SIZE = 224
+DIFFERENT = 100
+CLASSES = 10
+MODEL = "random:mobilenetv3_small_050@224"
+LAYOUTS = ("folder", "parquet", "arrow")
+ROWS = 100
+"""Of a record batch; what the `datasets` library takes for images."""
 
 
-def make_images(folder: Path, count: int) -> None:
+def jpegs() -> list[bytes]:
     """Photograph-like noise: smooth at first, with fine grain, about 60 kB a file."""
     random = np.random.default_rng(0)
-    made = folder.parent / "made"
-    made.mkdir(exist_ok=True)
-    for i in range(DIFFERENT):
-        path = made / f"{i}.jpg"
-        if not path.exists():
-            coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-            smooth = np.asarray(
-                Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
-            )
-            grain = random.normal(0, 12, (375, 500, 3))
-            noisy = np.clip(smooth + grain, 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(path, quality=85)
-    for split, part in (("train", count - count // 10), ("test", count // 10)):
-        for i in range(part):
-            place = folder / split / f"class{i % 10}" / f"{i:06}.jpg"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.link(made / f"{i % DIFFERENT}.jpg", place)
+    made = []
+    for _ in range(DIFFERENT):
+        coarse = random.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC))
+        noisy = np.clip(smooth + random.normal(0, 12, (375, 500, 3)), 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy).save(buffer, "JPEG", quality=85)
+        made.append(buffer.getvalue())
+    return made
+
+
+def write_folder(folder: Path, split: str, made: list[bytes], count: int) -> None:
+    """One folder a class; equal images are hard links."""
+    for i in range(count):
+        place = folder / split / f"class{i % CLASSES}" / f"{i:06}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        first = folder.parent / f"{i % DIFFERENT}.jpg"
+        if not first.exists():
+            first.write_bytes(made[i % DIFFERENT])
+        os.link(first, place)
+
+
+def _batches(made: list[bytes], count: int) -> Iterator[pa.RecordBatch]:
+    for start in range(0, count, ROWS):
+        rows = range(start, min(start + ROWS, count))
+        images = [{"bytes": made[i % DIFFERENT], "path": None} for i in rows]
+        columns = {"image": pa.array(images), "label": pa.array([i % CLASSES for i in rows])}
+        yield pa.record_batch(columns)
+
+
+def write_parquet(folder: Path, split: str, made: list[bytes], count: int) -> None:
+    """One row group, as a frame that is saved at once has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_batches(list(_batches(made, count)))
+    pq.write_table(table, folder / f"{split}.parquet", row_group_size=count, use_dictionary=False)
+
+
+def write_arrow(folder: Path, split: str, made: list[bytes], count: int) -> None:
+    """As `save_to_disk` writes it."""
+    (folder / split).mkdir(parents=True)
+    first = next(_batches(made, 1))
+    path = str(folder / split / "data-0.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, first.schema) as stream:
+        for batch in _batches(made, count):
+            stream.write_batch(batch)
+    state = {"_data_files": [{"filename": "data-0.arrow"}]}
+    (folder / split / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
 
 
 def measure(folder: Path) -> None:
-    """Load, decode and read one folder; print what it cost as JSON."""
-    from transferbench.data.dataset import Wanted
-    from transferbench.data.images import rows
-    from transferbench.data.sources import find_source
+    """Evaluate on one folder in this process; print what it cost as JSON."""
+    import timm  # noqa: F401
+    import torch  # noqa: F401
 
-    before = _peak()
-    started = time.process_time()
-    dataset = find_source(f"folder:{folder}").load(wanted=Wanted(SIZE))
-    decoded = time.process_time() - started
-    total = 0
-    for split in dataset.splits.values():
-        pixels = split.pixels(SIZE)
-        for start in range(0, len(pixels), BATCH):
-            total += int(rows(pixels, start, start + BATCH)[:, 0, 0, 0].sum())
-    print(json.dumps({"cpu": decoded, "before": before, "peak": _peak(), "sum": total}))
+    from transferbench.cli import main as command
+
+    # Its records go below the working directory.
+    os.chdir(folder.parent)
+    before, started = peak(), time.perf_counter()
+    line = ["evaluate", "--model", MODEL, "--dataset", f"folder:{folder}", "--protocol", "knn"]
+    assert command([*line, "--device", "cpu", "--quiet"]) == 0
+    print(json.dumps({"before": before, "peak": peak(), "seconds": time.perf_counter() - started}))
 
 
-def _peak() -> float:
-    """Peak resident memory of this process in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+def peak() -> float:
+    """Peak of this process's resident pages in MB."""
+    try:
+        # Unlike getrusage's, it does not begin with the parent's.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(each.split()[1] for each in lines if each.startswith("VmHWM"))) / 1e3
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def main() -> None:
+def run(layout: str, count: int, made: list[bytes], scratch: Path) -> dict[str, Any]:
+    """Make `count` images and evaluate on them in a process of its own."""
+    folder = scratch / "set"
+    for split, part in (("train", count - count // 10), ("test", count // 10)):
+        globals()[f"write_{layout}"](folder, split, made, part)
+    cache = scratch / "cache"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.bench_decode", "--measure", str(folder)],
+        env=os.environ | {"TRANSFERBENCH_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    for kind in ("pixels", "features"):
+        found[kind] = sum(p.stat().st_size for p in (cache / kind).iterdir()) / 1e6
+    return found
+
+
+def main(arguments: Sequence[str] = ()) -> None:
     """Print the table."""
-    counts = [int(n) for n in os.environ.get("BENCH_IMAGES", "500,2000,8000").split(",")]
-    table = Table(title="500 x 375 JPEGs to pixels of 224 (one decoding), a process a row")
-    for title in ("images", "images / CPU s", "peak MB", "of that imports", "pixels in cache, MB"):
-        table.add_column(title, justify="right")
-    # Hard links and the cache need one file system with room for the pixels.
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as name:
-        for count in counts:
-            folder = Path(name) / str(count)
-            make_images(folder, count)
-            cache = Path(name) / f"cache-{count}"
-            done = subprocess.run(
-                [sys.executable, "-m", "tests.benchmarks.bench_decode", str(folder)],
-                env=os.environ | {"TRANSFERBENCH_CACHE": str(cache)},
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            found = json.loads(done.stdout.splitlines()[-1])
-            kept = sum(p.stat().st_size for p in (cache / "pixels").iterdir()) / 1e6
-            table.add_row(
-                f"{count:,}",
-                f"{count / found['cpu']:,.0f}",
-                f"{found['peak']:,.0f}",
-                f"{found['before']:,.0f}",
-                f"{kept:,.0f}",
-            )
+    parser = argparse.ArgumentParser(prog="bench_decode")
+    parser.add_argument("images", type=int, nargs="*", default=[500, 2000])
+    parser.add_argument("--layout", choices=LAYOUTS, action="append")
+    parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.measure:
+        measure(asked.measure)
+        return
+    table = Table(title=f"knn of {MODEL} on 500 x 375 JPEGs, a process a row")
+    for title in ("layout", "images", "images/s", "peak MB", "imports", "features", "pixels, MB"):
+        table.add_column(title, justify="left" if title == "layout" else "right")
+    made = jpegs()
+    for layout in asked.layout or LAYOUTS:
+        for count in asked.images:
+            with tempfile.TemporaryDirectory(dir=asked.scratch) as name:
+                found = run(layout, count, made, Path(name))
+            numbers = (count / found["seconds"], *(found[k] for k in ("peak", "before")))
+            numbers += (found["features"], found["pixels"])
+            table.add_row(layout, f"{count:,}", *(f"{n:,.0f}" for n in numbers))
     Console().print(table)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure(Path(sys.argv[1]))
-    else:
-        main()
+    main(sys.argv[1:])

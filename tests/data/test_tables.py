@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from tests.data.makers import picture, png
+from transferbench.data.dataset import Card
 from transferbench.data.folder import FolderSource
 from transferbench.data.sources import summaries
+from transferbench.data.tables import TableFolder
 from transferbench.errors import UserError
 
+CARD = Card(name="bees", metric="top1", classes=3)
 LABELS = {"train": [0, 1, 2, 0, 1, 2, 0, 1], "validation": [2, 1], "test": [0, 2, 1]}
 
 
@@ -92,3 +95,31 @@ def test_torn_tables(folder: Path, damage: str, match: str) -> None:
     with pytest.raises(UserError, match=match) as caught:
         FolderSource(folder).load()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells resident memory")
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_walking_many_images_keeps_few_in_memory(kind: str, tmp_path: Path) -> None:
+    """40 MB in one row group, or as many mapped: little of it is held at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def held() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        mapped = next(line for line in lines if line.startswith("RssFile")).split()[1]
+        return int(mapped) * 1024 + pa.total_allocated_bytes()
+
+    path = tmp_path / f"train.{kind}"
+    images = [{"bytes": np.random.bytes(100_000), "path": ""} for _ in range(20)] * 20
+    table = pa.table({"image": images, "label": [0, 1] * 200})
+    if kind == "parquet":
+        pq.write_table(table, path, use_dictionary=False, write_batch_size=20)
+        assert pq.ParquetFile(path).num_row_groups == 1
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=50)
+    del table
+    walk = TableFolder(tmp_path, {"train": (path,)}).images("train", CARD)
+    assert len(walk) == 400
+    before = held()
+    assert max(held() - before for _ in walk) < 15_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,9 @@ from transferbench.storage import file_digest
 SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # train.parquet, train-00000-of-00002.parquet, data/validation-00000-of-00001.parquet
 SAVED = "dataset_dict.json"
+# What is read from a file at a time: bytes of a column, and images.
+BUFFER = 2**20
+BATCH = 64
 NAMES = re.compile(r"(train|val|valid|validation|test)([-_.].*)?\.parquet")
 
 
@@ -190,7 +193,7 @@ class TableImages:
             if self.column not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
                 raise UserError(f"{path} has no column '{self.column}'; it has {names}")
-            for batch in _guard(path, file.iter_batches(batch_size=256, columns=[self.column])):
+            for batch in _guard(path, file.iter_batches(batch_size=BATCH, columns=[self.column])):
                 for value in batch.column(0):
                     stored = value.as_py()
                     name = ""
@@ -215,24 +218,33 @@ class ArrowFile:
     @cached_property
     def metadata(self) -> Any:
         """An object with `num_rows`."""
-        return SimpleNamespace(num_rows=sum(batch.num_rows for batch in self._batches()))
+        import pyarrow as pa
+
+        batches = self._batches(pa.memory_map)
+        return SimpleNamespace(num_rows=sum(batch.num_rows for batch in batches))
 
     def read(self, columns: list[str]) -> Any:
         """Return a table of some columns."""
         import pyarrow as pa
 
-        return pa.Table.from_batches(list(self._batches()), self.schema_arrow).select(columns)
+        batches = [batch.select(columns) for batch in self._batches(pa.memory_map)]
+        return pa.Table.from_batches(batches, batches[0].schema if batches else None)
 
     def iter_batches(self, batch_size: int, columns: list[str]) -> Iterator[Any]:
-        """Yield record batches of some columns, in pieces of at most `batch_size` rows."""
-        for batch in self._batches():
+        """Yield record batches of some columns, in pieces of at most `batch_size` rows.
+
+        They are read, not mapped: the pages of all images would count as this process's memory.
+        """
+        import pyarrow as pa
+
+        for batch in self._batches(pa.OSFile):
             for start in range(0, batch.num_rows, batch_size):
                 yield batch.select(columns).slice(start, batch_size)
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self, opened: Callable[[str], Any]) -> Iterator[Any]:
         import pyarrow as pa
 
-        with pa.memory_map(str(self._path)) as source:
+        with opened(str(self._path)) as source:
             yield from _guard(self._path, pa.ipc.open_stream(source))
 
 
@@ -242,7 +254,10 @@ def _open(path: Path) -> Any:
 
     kind = "arrow" if path.suffix == ".arrow" else "parquet"
     try:
-        return ArrowFile(path) if kind == "arrow" else pq.ParquetFile(path)
+        if kind == "arrow":
+            return ArrowFile(path)
+        # Else a row group, which may hold all images, would be read as a whole.
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read {path} as {kind}: {_line(error)}") from error
 
