@@ -16,11 +16,16 @@ def case(metric, n=60, classes=3, seed=0):
     return draw.randint(0, classes, n), outputs
 
 
+@pytest.mark.parametrize("difficult", [False, True])
 @pytest.mark.parametrize("metric", ["top1", "mean_per_class", "map11"])
-def test_counts_give_the_metric_of_the_repeated_images(metric):
+def test_counts_give_the_metric_of_the_repeated_images(metric, difficult):
     labels, outputs = case(metric)
     if metric == "map11":
         outputs = np.round(outputs, 1)  # with ties
+        if difficult:
+            # A third of what is not positive stays 0, beside -1.
+            labels = labels.astype(np.int8)
+            labels[(labels == 0) & (np.arange(60) % 3 > 0)[:, None]] = -1
     found = bootstrap_scores(metric, labels, outputs, seed=5, resamples=20)
     counts = np.concatenate(list(uncertainty._resamples(60, 20, 5)))
     assert (counts.sum(axis=1) == 60).all()

@@ -100,6 +100,8 @@ def _mean_average_precision(
 ) -> Callable[[NDArray[np.int64]], Floats]:
     orders = np.argsort(-scores, axis=0, kind="stable").T
     positives = np.take_along_axis(labels, orders.T, axis=0).T > 0
+    # What the devkit leaves out, as `average_precision_11` has it.
+    counted = (labels != 0) | (labels.min(axis=0) >= 0) | (form == "code")
     levels = np.linspace(0, 1, 11) - (RECALL_TOLERANCE if form == "devkit" else 0.0)
 
     # An image drawn twice stands at two ranks in a row; only the last can hold the precision that
@@ -107,7 +109,7 @@ def _mean_average_precision(
     def mean_average_precision(counts: NDArray[np.int64]) -> Floats:
         values = np.full((len(counts), len(orders)), np.nan)
         for k, (order, positive) in enumerate(zip(orders, positives, strict=True)):
-            drawn = counts[:, order]
+            drawn = counts[:, order] * counted[order, k]
             found = np.cumsum(drawn * positive, axis=1)
             precision = found / np.maximum(np.cumsum(drawn, axis=1), 1)
             best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
