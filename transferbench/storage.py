@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from transferbench.errors import UserError
+
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def cache_folder(*parts: str) -> Path:
@@ -142,7 +145,7 @@ def file_digest(path: Path) -> str:
         stat = path.stat()
         note = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
         known = cache_folder("digests") / f"{digest(note)}.txt"
-        if known.exists() and len(text := known.read_text().strip()) == 64:
+        if known.exists() and DIGEST.fullmatch(text := known.read_text(errors="replace")):
             return text
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def keep_predictions(outcome: Outcome) -> str | None:
     """Keep per-image test predictions in the cache and return their digest.
 
-    The file is `predictions/<digest>.npy`; equal predictions are kept once.
+    The file is `predictions/<digest>.npy`; equal predictions are kept once. One that is damaged is
+    written anew.
     """
     if outcome.predictions is None:
         return None
@@ -26,7 +27,7 @@ def keep_predictions(outcome: Outcome) -> str | None:
     np.save(buffer, outcome.predictions, allow_pickle=False)
     name = digest(buffer.getvalue())
     path = cache_folder("predictions") / f"{name}.npy"
-    if not path.exists():
+    if kept_predictions(name) is None:
         write_atomic(path, buffer.getvalue())
     return name
 
