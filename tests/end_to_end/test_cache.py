@@ -7,6 +7,8 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,3 +103,27 @@ def test_a_disk_that_is_full_at_any_moment_records_nothing_untrue(
         assert records() == whole
     assert failing > 8
     assert records() == whole
+
+
+@pytest.mark.usefixtures("rows")
+def test_cached_features_are_used_without_loading_a_network(
+    shell: Shell, work: Path, fresh_cache: Path
+) -> None:
+    shell(LINE)
+    whole = records()
+    shutil.rmtree("leaderboards/local/records")
+    code = (
+        "import shlex, sys; from transferbench.cli import main; code = main(sys.argv[1:]); "
+        "print(code, [name for name in ('torch', 'timm', 'sklearn', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *shlex.split(LINE), "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0 []"
+    again = records()
+    assert again.keys() == whole.keys()
+    for path, record in again.items():
+        assert record["predictions"] == whole[path]["predictions"]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from transferbench.errors import UserError
 
 RUNS = "runs"
 """Where run folders are, unless said otherwise."""
+
+
+GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+"""Without any of these Linux has no GPU that torch could use; looking for them needs no torch."""
 
 
 def choose_device(asked: str | None) -> str:
@@ -24,6 +29,8 @@ def choose_device(asked: str | None) -> str:
         check_device(asked)
         if asked == "cpu":
             return asked
+    if asked is None and sys.platform == "linux" and not any(map(os.path.exists, GPU_FILES)):
+        return "cpu"
     import torch
 
     if asked is None:

@@ -141,7 +141,8 @@ class TableFolder:
                 missing = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
                 row = missing if array is column else int(rows[missing])
                 raise UserError(f"{path}, row {row}: the label is missing")
-        values: npt.NDArray[np.int64] = flat.to_numpy(zero_copy_only=False).astype(np.int64)
+        # Of the ways to an array the one that does not import pandas.
+        values: npt.NDArray[np.int64] = np.from_dlpack(flat).astype(np.int64)
         if len(outside := np.flatnonzero((values < 0) | (values >= card.classes))):
             raise UserError(
                 f"{path}, row {int(rows[outside[0]])}: label {values[outside[0]]} is outside "
@@ -323,7 +324,7 @@ def _flat(column: Any) -> tuple[npt.NDArray[np.int64], Any]:
     rows = np.arange(len(column))
     if not _is_list(column.type):
         return rows, column
-    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    lengths: npt.NDArray[np.int64] = np.from_dlpack(column.value_lengths().fill_null(0)).astype(int)
     return np.repeat(rows, lengths), column.flatten()
 
 

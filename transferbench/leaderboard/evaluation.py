@@ -200,13 +200,24 @@ class Session:
         if self._model is None or self._model[0] != key:
             self._model = None  # frees the last one before the next is built
             try:
-                self._model = (key, job.entrant.reference(job.seed).load(self.device))
+                self._model = (key, self._loaded(job, description))
             except UserError as error:
                 self._model = (key, error)
         loaded = self._model[1]
         if isinstance(loaded, UserError):
             raise loaded
         return loaded
+
+    def _loaded(self, job: Job, description: JobDescription) -> Backbone:
+        from transferbench.backbones.late import load_or_wait
+
+        reference = job.entrant.reference(job.seed)
+
+        def load() -> Backbone:
+            with _refusing(self.strict.model):
+                return reference.load(self.device)
+
+        return load_or_wait(reference.name, description.model.identity, load, device=self.device)
 
     def _cost(self, outcome: Outcome, phases: dict[str, float], total: float, images: int) -> Cost:
         seconds = {**phases, **outcome.cost, "total": total}
