@@ -7,6 +7,7 @@ from transferbench.measures.calibration import (
     expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
+    softmax,
 )
 from transferbench.measures.correlation import logit, spearman
 from transferbench.measures.episodes import interval, nearest_mean
@@ -65,3 +66,23 @@ def test_queries_at_a_class_mean_are_of_that_class():
     found = nearest_mean(support, [0, 0, 1, 1], np.array([[1.0, 0], [11, 0]]), [0, 1])
     assert found.accuracy == 1
     np.testing.assert_allclose(found.distances, [[0, 100], [100, 0]])
+
+
+def test_a_temperature_is_where_scipy_finds_it_even_where_rounding_decides():
+    from scipy.optimize import brentq
+
+    for seed in (*range(20), 306):
+        draw = np.random.RandomState(seed)
+        classes, n = draw.randint(2, 12), draw.randint(3, 300)
+        labels = draw.randint(0, classes, n)
+        logits = draw.randn(n, classes) * 10 ** draw.uniform(-6, 6)
+        logits[np.arange(n), labels] += draw.uniform(0, 2) * logits.std()
+        own = logits[np.arange(n), labels]
+
+        def slope(sharpness, logits=logits, own=own):
+            return np.mean((softmax(sharpness * logits) * logits).sum(axis=1) - own)
+
+        found = fit_temperature(logits, labels)
+        if np.isfinite(found) and found > 1e-4:
+            high = 2.0 ** np.ceil(np.log2(max(1.0, 2 / found)))
+            assert found == pytest.approx(1 / brentq(slope, 0, high, xtol=1e-18), rel=1e-8)

@@ -105,23 +105,35 @@ def fit_temperature(logits: Array, labels: Array) -> float:
         At least 1e-4, which is neared where every largest logit is the label's and there is no
         minimum; infinity where the logits are no better than none.
     """
-    from scipy.optimize import brentq
-
     logits = np.asarray(logits, dtype=np.float64)
     own = np.take_along_axis(logits, np.asarray(labels)[:, None], axis=1)[:, 0]
 
-    # The loss is convex in 1 / T; this is its derivative.
-    def slope(sharpness: float) -> float:
-        return float(np.mean((softmax(sharpness * logits) * logits).sum(axis=1) - own))
+    # The loss is convex in 1 / T; these are its derivative and curvature there.
+    def slope(sharpness: float) -> tuple[float, float]:
+        probabilities = softmax(sharpness * logits)
+        mean = (probabilities * logits).sum(axis=1)
+        spread = (probabilities * logits**2).sum(axis=1) - mean**2
+        return float(np.mean(mean - own)), float(np.mean(spread))
 
-    if slope(0.0) >= 0:
+    if slope(0.0)[0] >= 0:
         return float("inf")
-    high = 1.0
-    while slope(high) < 0 and high < SHARPEST:
-        high *= 2
-    if slope(high) < 0:
+    low, high = 0.0, 1.0
+    while slope(high)[0] < 0 and high < SHARPEST:
+        low, high = high, 2 * high
+    if slope(high)[0] < 0:
         return 1 / SHARPEST
-    return 1 / float(brentq(slope, 0.0, high, xtol=1e-15, rtol=1e-14))
+    # Newton's steps within the bracket: SciPy's root finders take half a second to import. Near
+    # the root rounding decides, so that the steps are counted too.
+    sharpness = high
+    for _ in range(100):
+        last = sharpness
+        value, curvature = slope(last)
+        low, high = (last, high) if value < 0 else (low, last)
+        step = last - value / curvature if curvature > 0 else low
+        sharpness = step if low <= step <= high else (low + high) / 2
+        if abs(sharpness - last) <= 1e-14 * last:
+            break
+    return 1 / sharpness
 
 
 def five_fold(
