@@ -76,11 +76,18 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
     moved = {**first, "data/train-00000-of-00002.parquet": parquet(folder, [1, 1, 1, 1], 4)}
     name = "data/validation-00000-of-00001.parquet"
     broken = {**first, name: first[name][: len(first[name]) // 2]}
+    pictures = {
+        f"{split}/{name}/{i}.png": png(picture(300 + 10 * i + ord(name)))
+        for split, count in (("train", 4), ("test", 2))
+        for name in "ab"
+        for i in range(count)
+    }
     tars = {"train/0.tar": tar(6, 100), "test/0.tar": tar(2, 200), "classnames.txt": b"a\nb\n"}
     return Hub(
         {
             "org/food": Repository({PINNED: first, LATER: moved}),
             "org/tars": Repository({PINNED: tars}),
+            "org/pictures": Repository({PINNED: pictures}),
             "org/broken": Repository({PINNED: broken}),
             "org/cut": Repository({PINNED: first}, cut={name}),
             "org/script": Repository({PINNED: {"script.py": b"import datasets", "README.md": b""}}),
@@ -165,9 +172,11 @@ def test_pinned_copies_are_fetched_once_and_then_read_offline(machine: Machine) 
     pool = {"train": 7, "test": 1, "splits": 'train = ["train", "validation"]'}
     card(machine.root, "pool", "food", more="pooled = true", **pool)
     card(machine.root, "counts", "food", train=7)
+    both = 'train=["train"], test=["test"]'
+    card(machine.root, "pictures", "pictures", train=8, test=4, splits=both)
     before, fetched, again, listed, counts = machine(
         "check " + str(machine.root / "meals"),
-        "fetch meals tars pool",
+        "fetch meals tars pool pictures",
         "fetch meals",
         "list datasets --json",
         "check " + str(machine.root / "counts"),
@@ -180,6 +189,7 @@ def test_pinned_copies_are_fetched_once_and_then_read_offline(machine: Machine) 
         "tars: fetched org/tars at aaaaaaaaaaaa",
         # The same copy serves two sets.
         "pool: org/food at aaaaaaaaaaaa is at hand",
+        "pictures: fetched org/pictures at aaaaaaaaaaaa",
     ]
     assert "is at hand" in again[1]
     rows = {row["name"]: row for row in json.loads(listed[1])["datasets"]}
@@ -190,10 +200,11 @@ def test_pinned_copies_are_fetched_once_and_then_read_offline(machine: Machine) 
     assert any(PINNED in line for line in asked)
     assert not any(LATER in line or "/main/" in line for line in asked)
 
-    found, tars, pool_, evaluated = machine(
+    found, tars, pool_, pictures, evaluated = machine(
         "check " + str(machine.root / "meals"),
         "check " + str(machine.root / "tars"),
         "check " + str(machine.root / "pool"),
+        "check " + str(machine.root / "pictures"),
         "evaluate --model random:resnet10t@32 --dataset meals --protocol knn --json --device cpu",
         offline=True,
     )
@@ -201,6 +212,8 @@ def test_pinned_copies_are_fetched_once_and_then_read_offline(machine: Machine) 
     assert "6 train, 2 test images" in found[1], found[2]
     assert "6 train, 2 test images" in tars[1], tars[2]
     assert "7 train, 1 test images" in pool_[1], pool_[2]
+    # Rows of a repository of image files name these instead of holding their bytes.
+    assert "8 train, 4 test images" in pictures[1], pictures[2]
     job = json.loads(evaluated[1])["jobs"][0]
     assert (job["state"], job["n"]) == ("fresh", 2)
 

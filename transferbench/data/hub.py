@@ -121,7 +121,7 @@ class HubLayout:
             ours: tuple(path for split in theirs for path in there[split])
             for ours, theirs in hub.splits.items()
         }
-        return cls(hub, TableFolder(Path(hub.path), files), pooled)
+        return cls(hub, TableFolder(Path(hub.path), files, linked=True), pooled)
 
     @property
     def where(self) -> str:

@@ -29,10 +29,18 @@ NAMES = re.compile(r"(train|val|valid|validation|test)([-_.].*)?\.parquet")
 
 @dataclass(frozen=True)
 class TableFolder:
-    """Parquet or arrow files by split, in the order in which their rows follow each other."""
+    """Parquet or arrow files by split, in the order in which their rows follow each other.
+
+    Attributes
+    ----------
+    linked : bool
+        Whether a row may name an image file in the place of its bytes; believed of copies that
+        the `datasets` library made from folders of images, not of what a person hands over.
+    """
 
     root: Path
     files: dict[str, tuple[Path, ...]]
+    linked: bool = False
 
     @classmethod
     def find(cls, root: Path, listed: dict[str, list[str]] | None) -> TableFolder | None:
@@ -121,7 +129,7 @@ class TableFolder:
 
     def images(self, split: str, card: Card) -> TableImages:
         """Return the images of a split."""
-        return TableImages(self.root.name, self.files[split], card.image_column)
+        return TableImages(self.root.name, self.files[split], card.image_column, self.linked)
 
     def _labels_of(self, path: Path, card: Card) -> npt.NDArray[Any]:
         import pyarrow as pa
@@ -181,6 +189,7 @@ class TableImages:
     title: str
     files: tuple[Path, ...]
     column: str
+    linked: bool = False
 
     def __len__(self) -> int:
         return sum(_open(path).metadata.num_rows for path in self.files)
@@ -202,7 +211,10 @@ class TableImages:
                         name, stored = stored.get("path") or "", stored.get("bytes")
                     beside = f" ({name})" if name else ""
                     where = f"{self.title}/{path.name}, row {row}{beside}"
-                    yield EncodedImage(where, stored if isinstance(stored, bytes) else None)
+                    data: bytes | Path | None = stored if isinstance(stored, bytes) else None
+                    if data is None and self.linked and Path(name).is_absolute():
+                        data = Path(name)
+                    yield EncodedImage(where, data)
                     row += 1
 
 
