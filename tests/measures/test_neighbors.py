@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from transferbench.measures import neighbors
-from transferbench.measures.neighbors import knn_scores, nearest_neighbors, vote
+from transferbench.measures.neighbors import knn_scores, nearest_neighbors, unit_rows, vote
 
 
 def test_the_sheets_vote():
@@ -59,3 +59,16 @@ def test_no_temperature_overflows(temperature):
     found = vote(indices, similarities, labels, temperature=temperature, classes=3, relative=True)
     assert np.isfinite(found).all()
     assert found.argmax(axis=1).tolist() == [2, 0]
+
+
+def test_a_large_bank_is_held_once():
+    import tracemalloc
+
+    bank = np.random.RandomState(0).randn(20_000, 64).astype(np.float32)
+    length = np.linalg.norm(bank.astype(np.float64), axis=1, keepdims=True)
+    tracemalloc.start()
+    unit = unit_rows(bank)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1.3 * unit.nbytes
+    assert (unit == bank / length).all()

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from transferbench.measures.metrics import Array, Floats
 
-CHUNK = 16_000_000  # similarities held at once
+CHUNK = 4_000_000  # similarities held at once
+ROWS = 1024  # scaled to unit length at once
 
 
 def nearest_neighbors(queries: Array, bank: Array, k: int) -> tuple[NDArray[np.int64], Floats]:
@@ -120,9 +121,12 @@ def knn_scores(
 
 def unit_rows(features: Array) -> Floats:
     """Scale rows (N, D) to length one in float64; rows of zeros stay."""
-    features = np.asarray(features, dtype=np.float64)
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    unit: Floats = features / np.where(length > 0, length, 1.0)
+    unit = np.empty(features.shape)
+    # A part at a time: the rows of a large bank are held once, not three times.
+    for start in range(0, len(unit), ROWS):
+        rows = np.asarray(features[start : start + ROWS], dtype=np.float64)
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+        unit[start : start + ROWS] = rows / np.where(length > 0, length, 1.0)
     return unit
 
 
