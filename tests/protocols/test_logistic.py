@@ -122,19 +122,74 @@ def test_labels_that_all_or_no_images_have_are_constant():
     assert point.weights[0].any()
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_cannot_be_fitted_is_refused(bad):
+def test_features_that_are_no_numbers_are_refused_with_their_place(kind, bad):
     x, y = blobs()
-    broken = x.copy()
-    broken[3, 2] = bad
-    with pytest.raises(UserError, match="features of 1 of 120 images are not finite"):
+    broken = x.astype(kind)
+    broken[3, 2] = broken[70, 1] = bad
+    with pytest.raises(UserError) as caught:
         fit_path(broken, y, [1.0])
-    with pytest.raises(UserError, match="all 120 training labels are equal"):
-        fit_path(x, np.full(120, 2), [1.0])
-    with pytest.raises(UserError, match="every label is the same"):
-        fit_path(x, np.zeros((120, 2), dtype=int), [1.0], task="multilabel")
-    with pytest.raises(UserError, match="must be above 0"):
-        fit_path(x, y, [1.0, 0.0])
+    assert str(caught.value) == (
+        "the features of 2 of 120 images are not finite numbers: "
+        f"the first, at row 3 and column 2 (from 0), is {bad}"
+    )
+
+
+X, Y = blobs()
+MANY = np.stack([Y == 0, Y == 1], axis=1).astype(int)
+
+
+def changed(labels, place, value):
+    labels = labels.astype(float)
+    labels[place] = value
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "options", "message"),
+    [
+        (X, np.full(120, 2), {}, "all 120 training labels are equal: nothing can be learned"),
+        (X, 0 * MANY, {"task": "multilabel"}, "every label is the same for all training images"),
+        (X, Y, {"classes": 3}, "the label 3 at row .* is no class; valid: 0 to 2"),
+        (X, changed(Y, 5, -1), {}, r"the label -1.0 at row 5 \(from 0\) is no class; valid: 0 and"),
+        (X, changed(Y, 5, 0.5), {}, "the label 0.5 at row 5"),
+        (X, changed(Y, 5, np.nan), {}, "the label nan at row 5"),
+        (X, changed(MANY, (4, 1), 2), {"task": "multilabel"}, "the label 2.0 at row 4 and column"),
+        (X, MANY, {"task": "multilabel", "classes": 3}, "of 2 classes, but classes = 3"),
+        (X, MANY, {}, r"multiclass labels must be an array \(images,\), not \(120, 2\)"),
+        (X, Y, {"task": "multilabel"}, r"must be an array \(images, classes\), not \(120,\)"),
+        (X, Y.astype(str), {}, "multiclass labels must be whole numbers"),
+        (X, Y, {"task": "multiclas"}, "unknown task 'multiclas'; did you mean 'multiclass'"),
+        (X, Y[:-1], {}, "there are 120 rows of features, but 119 labels"),
+        (X[0], Y, {}, r"features must be an array \(images, D\), not of shape \(10,\)"),
+        (X[:, :0], Y, {}, r"not of shape \(120, 0\)"),
+        (X.astype(complex), Y, {}, "features must be real numbers, not of type complex128"),
+        (X, Y, {"decays": []}, "no weight decay"),
+        (X, Y, {"decays": [1.0, 0.0]}, "weight decays must be above 0 and finite, not 0.0"),
+        (X, Y, {"decays": [1.0, -1.0]}, "weight decays must be above 0 and finite, not -1.0"),
+        (X, Y, {"decays": [np.nan, 1.0]}, "weight decays must be above 0 and finite, not nan"),
+        (X, Y, {"decays": [np.inf]}, "weight decays must be above 0 and finite, not inf"),
+        (X, Y, {"tol": 0.0}, "tol must be above 0"),
+        (X, Y, {"tol": np.nan}, "tol must be above 0"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_in_one_line(x, y, options, message):
+    options = dict(options)
+    decays = options.pop("decays", [1.0])
+    with pytest.raises(UserError, match=message) as caught:
+        fit_path(x, y, decays, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_may_be_of_any_type_that_holds_whole_numbers():
+    plain = fit_path(X, Y, [1.0]).points[0].weights
+    for kind in (np.uint8, np.int16, np.uint64, float):
+        np.testing.assert_array_equal(fit_path(X, Y.astype(kind), [1.0]).points[0].weights, plain)
+    both = fit_path(X, MANY, [1.0], task="multilabel").points[0].weights
+    for labels in (MANY.astype(bool), MANY.astype(float), 2 * MANY - 1):
+        other = fit_path(X, labels, [1.0], task="multilabel").points[0].weights
+        np.testing.assert_array_equal(other, both)
 
 
 def test_an_unfinished_point_says_so(monkeypatch):

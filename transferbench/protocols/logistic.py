@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from transferbench.errors import UserError
+from transferbench.errors import UserError, unknown
 from transferbench.measures.metrics import Array, Floats
 from transferbench.protocols.newton import Point, Problem
 
@@ -49,7 +49,7 @@ def fit_path(
     Parameters
     ----------
     features : array (N, D)
-        Cast to float64.
+        Any real type, float16 too; cast to float64.
     labels : array (N,) of class indices, or (N, K) of 0 and 1 for multilabel
     weight_decays : sequence of float
         wd > 0, in any order.
@@ -58,7 +58,7 @@ def fit_path(
         K of the data set; default the labels' largest + 1. A class without training images has
         weights 0 and is never the largest; a label that all or no images have gets its log odds.
     tol : float
-        Largest relative duality gap of a converged point.
+        Largest relative duality gap of a converged point, above 0.
     device : str
         Where to compute, in float64.
     on_point : callable
@@ -72,14 +72,16 @@ def fit_path(
     Raises
     ------
     UserError
-        If features are not finite, or all labels are equal.
+        If a feature is not a finite number (with its row and column), a weight decay or `tol` not
+        a number above 0, a label no class, all labels are equal, or shapes do not fit.
     """
     import torch
 
-    x, labels = finite(features), np.asarray(labels)
-    if min(weight_decays) <= 0:
-        raise UserError(f"weight decays must be above 0, not {min(weight_decays)}")
-    wanted, used, idle = targets(labels, task, classes)
+    _check_numbers(weight_decays, tol)
+    wanted, used, idle = targets(np.asarray(labels), task, classes)
+    x = finite(features)
+    if len(x) != len(wanted):
+        raise UserError(f"there are {len(x)} rows of features, but {len(wanted)} labels")
     # Metal has no float64.
     where = "cpu" if device.startswith("mps") else device
     problem = Problem(
@@ -95,12 +97,28 @@ def fit_path(
 
 
 def finite(features: Array) -> Floats:
-    """Return features (N, D) in float64; raises UserError if one is not a finite number."""
-    x = np.asarray(features, dtype=np.float64)
-    if not np.isfinite(x).all():
-        bad = int((~np.isfinite(x)).any(axis=1).sum())
-        raise UserError(f"the features of {bad} of {len(x)} images are not finite numbers")
-    return x
+    """Return features (N, D) in float64, the same memory if they are that and writable.
+
+    Raises
+    ------
+    UserError
+        If they are no such array, or one is not a finite number: with the first's row and column.
+    """
+    given = np.asarray(features)
+    if given.ndim != 2 or given.shape[1] == 0:
+        raise UserError(f"features must be an array (images, D), not of shape {given.shape}")
+    if given.dtype.kind not in "fiub":
+        raise UserError(f"features must be real numbers, not of type {given.dtype}")
+    x = given.astype(np.float64, copy=False)
+    usable = np.isfinite(x)
+    if not usable.all():
+        row, column = np.argwhere(~usable)[0]
+        raise UserError(
+            f"the features of {(~usable).any(axis=1).sum()} of {len(x)} images are not finite "
+            f"numbers: the first, at row {row} and column {column} (from 0), is {x[row, column]}"
+        )
+    # torch takes no read-only memory.
+    return np.require(x, requirements="W")
 
 
 def targets(labels: Array, task: Task, classes: int | None) -> tuple[Floats, Array, Floats]:
@@ -109,9 +127,11 @@ def targets(labels: Array, task: Task, classes: int | None) -> tuple[Floats, Arr
     Raises
     ------
     UserError
-        If all labels are equal.
+        If labels are no classes of the task, or all are equal.
     """
+    _check_labels(labels, task, classes)
     if task == "multiclass":
+        labels = labels.astype(np.int64, copy=False)
         count = np.bincount(labels, minlength=classes or 0)
         used = np.flatnonzero(count)
         if len(used) < 2:
@@ -123,6 +143,41 @@ def targets(labels: Array, task: Task, classes: int | None) -> tuple[Floats, Arr
         raise UserError("every label is the same for all training images: nothing can be learned")
     odds = np.log((positive + 0.5) / (len(labels) - positive + 0.5))
     return (labels[:, used] > 0).astype(np.float64), used, odds
+
+
+def _check_labels(labels: Array, task: Task, classes: int | None) -> None:
+    """Refuse what is no array of labels; a multilabel -1 counts as 0, as VOC2007 writes it."""
+    shapes = {"multiclass": "(images,)", "multilabel": "(images, classes)"}
+    if task not in shapes:
+        raise unknown("task", task, shapes)
+    if labels.ndim != (1 if task == "multiclass" else 2) or len(labels) == 0:
+        raise UserError(f"{task} labels must be an array {shapes[task]}, not {labels.shape}")
+    if task == "multilabel" and classes not in (None, labels.shape[1]):
+        raise UserError(f"there are labels of {labels.shape[1]} classes, but classes = {classes}")
+    if labels.dtype.kind not in "fiub":
+        raise UserError(f"{task} labels must be whole numbers, not of type {labels.dtype}")
+    if task == "multiclass":
+        top = np.inf if classes is None else classes - 1
+        wrong = ~((labels >= 0) & (labels <= top) & (labels == np.floor(labels)))
+        valid = "0 and above" if classes is None else f"0 to {classes - 1}"
+    else:
+        wrong, valid = ~np.isin(labels, (-1, 0, 1)), "0 and 1"
+    if wrong.any():
+        place = np.argwhere(wrong)[0]
+        where = f"row {place[0]}" + (f" and column {place[1]}" if len(place) > 1 else "")
+        raise UserError(
+            f"the label {labels[tuple(place)]} at {where} (from 0) is no class; valid: {valid}"
+        )
+
+
+def _check_numbers(weight_decays: Sequence[float], tol: float) -> None:
+    if len(weight_decays) == 0:
+        raise UserError("there is no weight decay to solve for")
+    for decay in weight_decays:
+        if not 0 < decay < np.inf:
+            raise UserError(f"weight decays must be above 0 and finite, not {decay}")
+    if not 0 < tol < np.inf:
+        raise UserError(f"tol must be above 0 and finite, not {tol}")
 
 
 def widen(point: Point, used: Array, idle: Floats) -> Point:
