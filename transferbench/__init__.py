@@ -16,16 +16,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transferbench.api import evaluate, pretrain, results
+    from transferbench.api import TransferCallback, evaluate, pretrain, results
     from transferbench.backbones.backbone import Backbone
     from transferbench.errors import UserError
     from transferbench.pretrain.run import Run
 
-__all__ = ["Backbone", "Run", "UserError", "evaluate", "pretrain", "results"]
+__all__ = ["Backbone", "Run", "TransferCallback", "UserError", "evaluate", "pretrain", "results"]
 
 _HOMES = {
     "Backbone": "transferbench.backbones.backbone",
     "Run": "transferbench.pretrain.run",
+    "TransferCallback": "transferbench.api",
     "UserError": "transferbench.errors",
     "evaluate": "transferbench.api",
     "results": "transferbench.api",

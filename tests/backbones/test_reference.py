@@ -217,6 +217,19 @@ def test_a_timm_model_otherwise_than_by_default_has_a_name_of_its_own():
     assert len(set(names)) == 3
 
 
+def test_a_tag_is_written_as_timm_does_or_after_an_at():
+    def told(text: str) -> tuple:
+        reference = parse_reference(text, seed=0)
+        return reference._network, reference._given, reference.name
+
+    assert told("timm:resnet18@a1_in1k") == told("timm:resnet18.a1_in1k")
+    assert told("timm:resnet18@a1_in1k")[2] == "resnet18.a1_in1k"
+    both = "timm:resnet18@a1_in1k@64?interpolation=bilinear"
+    assert told(both) == told("timm:resnet18.a1_in1k@64?interpolation=bilinear")
+    assert told(both)[1] == {"input_size": 64, "interpolation": "bilinear"}
+    assert told("timm:resnet18@64")[0].name == "resnet18"
+
+
 def test_content_not_path_identifies_a_file(weights: Path, tmp_path: Path):
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(weights.read_bytes())
@@ -251,6 +264,8 @@ def test_content_not_path_identifies_a_file(weights: Path, tmp_path: Path):
         ('random:resnet18?args={"num_classes":3}', "'num_classes' is set by transferbench"),
         ("random:vit_tiny_patch16_224?stem=small", "has no conv1, bn1 and maxpool"),
         ("timm:resnet18.nosuch", "unknown pretrained tag 'nosuch'"),
+        ("timm:resnet18@a1_in1", "unknown pretrained tag 'a1_in1'.*did you mean 'a1_in1k'"),
+        ("timm:resnet18@a1_in1k@big", "names no model"),
         ("file:net.pth", "does not say the architecture"),
         ("file:net.pth@resnet18", "there is no weights file"),
         ("run:", "names no folder"),

@@ -253,6 +253,10 @@ def test_mixed_precision_runs_on_the_cpu_too():
     outcome = run(changed(precision="bf16", learning_rates=(0.1,), base_decays=(0.0,)))
     assert outcome.details["precision"] == "bf16"
     assert outcome.value > 0.6
+    # Autocast keeps what it has cast until the outermost one ends: here, that of who calls.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = run(changed(precision="bf16", learning_rates=(0.1,), base_decays=(0.0,)))
+    assert again.value == outcome.value
     assert plans_of(QUICK, "cuda:0")[0].precision == "bf16"
     assert plans_of(QUICK, "cpu")[0].precision == "float32"
 

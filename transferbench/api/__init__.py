@@ -9,6 +9,7 @@ from transferbench.api.boards import (
     evaluate_board,
     leaderboard,
 )
+from transferbench.api.callback import TransferCallback
 from transferbench.api.comparing import Comparison, compare
 from transferbench.api.evaluating import evaluate, results
 from transferbench.api.pretraining import (
@@ -26,6 +27,7 @@ __all__ = [
     "Grid",
     "Leaderboard",
     "Pretrained",
+    "TransferCallback",
     "board_recipes",
     "choose_recipe",
     "compare",

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from transferbench.api.machine import choose_device, find_root
+from transferbench.backbones.borrowing import (
+    bare,
+    copied,
+    in_evaluation_mode,
+    is_on,
+    own_device,
+    random_state_kept,
+)
 from transferbench.backbones.reference import parse_reference
-from transferbench.backbones.settings import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Triple
+from transferbench.backbones.settings import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Interpolation,
+    Preprocessing,
+)
 from transferbench.backbones.wrap import wrap_module
 from transferbench.data.dataset import Dataset, Wanted
 from transferbench.data.sources import Source, find_source
@@ -42,16 +56,23 @@ def evaluate(
     input_size: int | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    interpolation: Interpolation | None = None,
     data_root: str | Path | None = None,
     skip_corrupt: int = 0,
     progress: Progress | None = None,
 ) -> Outcome:
     """Evaluate one model on one data set; nothing but the cache is written.
 
+    A module may be in the middle of its training: its modes, values, statistics and gradients, and
+    the random state of Python, numpy and torch, are afterwards what they were, also if the
+    evaluation fails. Its features are computed at every call, for its weights change, and none are
+    kept.
+
     Parameters
     ----------
     model : reference, Backbone, Run or nn.Module
-        A module turns normalised images (B, 3, S, S) into features (B, D).
+        A module turns normalised images (B, 3, S, S) into features (B, D). What wraps it for
+        training (DistributedDataParallel, `torch.compile`) is passed by.
     dataset : str or Dataset
         A name, `folder:PATH`, or a loaded data set.
     protocol : str
@@ -61,10 +82,12 @@ def evaluate(
     seed : int
         Of all chance in the evaluation.
     device : str, optional
-        Default: a module's own, else CUDA where present.
-    input_size, mean, std : optional
-        For a module: side of its input in pixels, and the normalisation per RGB channel. Default:
-        what a timm model says of itself, else 224 and ImageNet's.
+        Default: a module's own, else CUDA where present. On another one than its own, a copy of
+        the module is evaluated.
+    input_size, mean, std, interpolation : optional
+        For a module: side of its input in pixels, the normalisation per RGB channel, and the
+        filter of the resize, "bilinear" or "bicubic". Default: what a timm model says of itself,
+        else 224, ImageNet's and "bicubic".
 
     Returns
     -------
@@ -88,17 +111,28 @@ def evaluate(
     card = source.card
     if not task.protocol.applies_to(card):
         raise UserError(f"the protocol '{protocol}' does not apply to a {card.task} data set")
-    where = device if isinstance(model, str | Run) else device or _own_device(model)
-    where = choose_device(where)
-    backbone = _as_backbone(model, seed, where, input_size=input_size, mean=mean, std=std)
-    if isinstance(source, Dataset):
-        loaded = source
-    else:
-        wanted = Wanted(backbone.input_size, backbone.interpolation)
-        loaded = source.load(skip_corrupt=skip_corrupt, progress=progress, wanted=wanted)
-    if "test" not in loaded.splits:
-        raise UserError(f"the data set '{loaded.name}' has no test split to evaluate on")
-    with _evaluating(backbone.module):
+    with ExitStack() as around:
+        around.enter_context(random_state_kept())
+        backbone, where, borrowed = _as_backbone(
+            model,
+            seed,
+            device,
+            {"input_size": input_size, "mean": mean, "std": std, "interpolation": interpolation},
+        )
+        if isinstance(source, Dataset):
+            loaded = source
+        else:
+            wanted = Wanted(backbone.input_size, backbone.interpolation)
+            loaded = source.load(skip_corrupt=skip_corrupt, progress=progress, wanted=wanted)
+        if "test" not in loaded.splits:
+            raise UserError(f"the data set '{loaded.name}' has no test split to evaluate on")
+        if borrowed:
+            around.enter_context(in_evaluation_mode(backbone.module))
+        # Who calls may have switched gradients off, which some protocols need.
+        import torch
+
+        around.enter_context(torch.inference_mode(False))
+        around.enter_context(torch.enable_grad())
         return task.protocol.run(
             backbone, loaded, task.parameters, seed=seed, device=where, progress=progress
         )
@@ -130,41 +164,42 @@ def results(folder: str | Path) -> pd.DataFrame:
 def _as_backbone(
     model: str | Backbone | Run | nn.Module,
     seed: int,
-    device: str,
-    *,
-    input_size: int | None,
-    mean: Triple | None,
-    std: Triple | None,
-) -> Backbone:
-    """Return a model of any kind as a backbone on a device; a module on another one is copied."""
+    device: str | None,
+    given: Mapping[str, Any],
+) -> tuple[Backbone, str, bool]:
+    """Return a model of any kind as a backbone, its device, and whether its module is the user's.
+
+    A module that is to be on another device than its own is copied.
+    """
     from torch import nn
 
     from transferbench.backbones.backbone import Backbone
 
-    if isinstance(model, nn.Module):
-        said = _said_by(model)
-        module = model if _own_device(model) == device else copy.deepcopy(model).to(device)
-        return wrap_module(
-            module,
-            input_size=input_size or said.input_size,
-            mean=mean or said.mean,
-            std=std or said.std,
-            interpolation=said.interpolation,
+    said = {key: value for key, value in given.items() if value is not None}
+    if said and not isinstance(model, nn.Module):
+        raise UserError(f"{', '.join(given)} are for a module; other models have their own")
+    if isinstance(model, str | Run):
+        reference = parse_reference(model if isinstance(model, str) else model.reference, seed=seed)
+        where = choose_device(device)
+        return reference.load(where), where, False
+    if not isinstance(model, nn.Module | Backbone):
+        raise UserError(
+            f"a model is a reference such as 'run:FOLDER', a Backbone, a Run or a torch module, "
+            f"not {type(model).__name__}"
         )
-    if input_size is not None or mean is not None or std is not None:
-        raise UserError("input_size, mean and std are for a module; other models have their own")
-    if isinstance(model, Run):
-        return parse_reference(model.reference, seed=seed).load(device)
-    if isinstance(model, str):
-        return parse_reference(model, seed=seed).load(device)
+    module = bare(model.module if isinstance(model, Backbone) else model)
+    where = choose_device(device or own_device(module))
+    borrowed = is_on(module, where)
+    if not borrowed:
+        module = copied(module, where)
     if isinstance(model, Backbone):
-        if _own_device(model) == device:
-            return model
-        return replace(model, module=copy.deepcopy(model.module).to(device))
-    raise UserError(
-        f"a model is a reference such as 'run:FOLDER', a Backbone, a Run or a torch module, "
-        f"not {type(model).__name__}"
-    )
+        return replace(model, module=module), where, borrowed
+    try:
+        preprocessing = Preprocessing.model_validate({**_said_by(bare(model)).model_dump(), **said})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return wrap_module(module, **preprocessing.model_dump()), where, borrowed
 
 
 def _said_by(module: nn.Module) -> Preprocessing:
@@ -178,22 +213,3 @@ def _said_by(module: nn.Module) -> Preprocessing:
         std=said.get("std", IMAGENET_STD),
         interpolation=interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
     )
-
-
-def _own_device(model: Backbone | nn.Module) -> str:
-    """Where a module's weights are; the CPU for one that has none."""
-    module: Any = getattr(model, "module", model)
-    first = next(iter(module.parameters()), None) if hasattr(module, "parameters") else None
-    return "cpu" if first is None else str(first.device)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and back into the mode that each part had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

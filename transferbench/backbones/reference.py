@@ -4,7 +4,7 @@ Importing this module, and asking a reference for its identity once that is reme
 neither torch nor timm: jobs are told apart first.
 
 ====================  ==========================================================================
-`timm:ARCH[.TAG]`     timm's own pretrained weights
+`timm:ARCH[@TAG]`     timm's own pretrained weights
 `file:PATH@ARCH`      a weights file of a timm architecture
 `run:FOLDER`          the backbone of a finished pretraining run
 `hub:ORG/NAME`        a model on the Hub in timm's layout, or a folder of that layout
@@ -105,17 +105,23 @@ def parse_reference(text: str, *, seed: int) -> Reference:
 
 
 class TimmReference:
-    """`timm:ARCH[.TAG]`: weights that timm fetches. They are not chance, so `seed` is unused."""
+    """`timm:ARCH[@TAG]` or `timm:ARCH[.TAG]`: weights that timm fetches.
+
+    They are not chance, so `seed` is unused.
+    """
 
     def __init__(self, rest: str, *, seed: int) -> None:
         self.text = f"timm:{rest}"
+        # A number after an @ is a size; anything else is the tag, which timm writes after a dot.
+        rest = re.sub(r"^([\w\-]+)@(?!\d+([?]|$))([\w.\-]+)", r"\1.\3", rest)
+        self._plain = rest
         self._network, self._given, _ = parse_text(self.text, rest)
 
     @property
     def name(self) -> str:
         """The architecture, and a mark of what is not timm's default: another row's."""
         name = self._network.name
-        if self.text == f"timm:{name}":
+        if self._plain == name:
             return name
         return f"{name}-{backbone_digest('', self._network, self._input)[:8]}"
 

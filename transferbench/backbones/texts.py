@@ -21,7 +21,7 @@ from transferbench.backbones.settings import (
 from transferbench.errors import UserError, unknown
 from transferbench.storage import canonical_json
 
-FORMS = "timm:ARCH, file:PATH@ARCH, run:FOLDER, hub:ORG/NAME or random:ARCH"
+FORMS = "timm:ARCH[@TAG], file:PATH@ARCH, run:FOLDER, hub:ORG/NAME or random:ARCH"
 _PLAIN = '{}[]:,"'  # what JSON needs and a query may hold as it is
 _NETWORK_OPTIONS = ("stem", "padding", "pool", "args")
 # An average over the places takes the norm before it, as the weights of a class token have it.

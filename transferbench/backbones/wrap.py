@@ -66,11 +66,17 @@ def wrap_module(
 
 
 def module_digest(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's state dict: names, types, shapes and values."""
+    """Return the SHA-256 of a module's state dict: names, types, shapes and values.
+
+    Of a part's extra state that is no tensor, what `repr` tells.
+    """
     import torch
 
     total = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
+        if not isinstance(value, torch.Tensor):
+            total.update(f"{key} {value!r}\n".encode())
+            continue
         tensor = value.detach().to("cpu").contiguous()
         total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -180,8 +180,9 @@ def _forward(
     features: Features | None = None
     done = 0
     with (
-        _evaluating(backbone.module, device) as module,
-        torch.inference_mode(),
+        _evaluating(backbone, device) as module,
+        # A module may keep what it computes; training could not use tensors of inference mode.
+        torch.no_grad(),
         progress.task(f"features of {split.name}", len(pixels), "images") as task,
     ):
         for images in _batches(pixels, batch_size(backbone.input_size), device):
@@ -231,18 +232,25 @@ def _batches(pixels: NDArray[np.uint8], size: int, device: str) -> Iterator[Tens
 
 
 @contextmanager
-def _evaluating(module: nn.Module, device: str) -> Iterator[nn.Module]:
-    """Place a module for extraction; each of its parts gets its training flag back."""
+def _evaluating(backbone: Backbone, device: str) -> Iterator[nn.Module]:
+    """Place a network for extraction; each of its parts gets its training flag back."""
     import torch
 
     from transferbench.backbones.build import place
+    from transferbench.protocols.arithmetic import arithmetic
 
+    module = backbone.module
     flags = [(part, part.training) for part in module.modules()]
     try:
-        placed = place(module, device).to(memory_format=torch.channels_last)
-        # The number must not depend on the device: no rounding of products to TF32.
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        placed = place(module, device)
+        # Someone's own module keeps the layout that its training has.
+        if backbone.cacheable:
+            placed = placed.to(memory_format=torch.channels_last)
+        # The number must depend neither on the device, by rounding of products to TF32, nor on
+        # the autocast of who calls.
+        with (
+            arithmetic(tf32=False, benchmark=False, deterministic=True),
+            torch.autocast(device.partition(":")[0], enabled=False),
         ):
             yield placed
     finally:

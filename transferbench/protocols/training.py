@@ -18,6 +18,7 @@ from transferbench.backbones.build import first_line
 from transferbench.errors import UserError
 from transferbench.optim.build import build_optimizer, set_learning_rate
 from transferbench.optim.settings import OptimizerSettings, ScheduleSettings
+from transferbench.protocols.arithmetic import arithmetic
 from transferbench.protocols.cuts import Images, random_cuts
 from transferbench.protocols.features import batch_size as batch_that_fits
 from transferbench.storage import digest
@@ -263,12 +264,12 @@ def _random_state(seed: int, device: str) -> Iterator[None]:
 
 def _fast(device: str) -> AbstractContextManager[None]:
     """Let cuDNN choose among its algorithms; sizes hardly change."""
-    context: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=device.startswith("cuda"), deterministic=False, allow_tf32=True
-    )
-    return context
+    return arithmetic(tf32=True, benchmark=device.startswith("cuda"), deterministic=False)
 
 
 def _autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
     kind = device.partition(":")[0]
-    return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16")
+    # Within the autocast of who calls, weights kept in half precision would outlive their step.
+    return torch.autocast(
+        kind, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
+    )
