@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import yaml
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from tests.data.hub_server import Hub, Repository, serving
+from transferbench.api import exporting
 from transferbench.api.exporting import export
 from transferbench.backbones.build import build_network
 from transferbench.backbones.export import export_backbone
@@ -145,8 +146,9 @@ def test_the_card_tells_recipe_results_and_the_hubs_metadata(tmp_path, monkeypat
     assert said["files"] == ["model.safetensors", "config.json", "README.md"]
     assert said["results"] == 1
     card = (tmp_path / "out" / "README.md").read_text()
-    data = yaml.safe_load(card.split("---\n")[1])
+    data = metadata_load(tmp_path / "out" / "README.md")
     (result,) = data["model-index"][0]["results"]
+    assert result["task"] == {"type": "image-classification", "name": "linear, on frozen features"}
     assert result["dataset"]["name"] == "digits"
     assert result["metrics"][0]["value"] == 81.23
     assert result["metrics"][0]["args"]["standard_error"] == 1.0
@@ -156,25 +158,66 @@ def test_the_card_tells_recipe_results_and_the_hubs_metadata(tmp_path, monkeypat
     assert str(tmp_path) not in card
 
 
-def write_record(board: Path, identity: dict, dataset: str, value: float) -> None:
+def test_the_hub_reads_every_metric_and_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_run(tmp_path / "run", TINY)
+    identity = parse_reference("run:run", seed=0).identity()
+    board = tmp_path / "leaderboards" / "a"
+    write_record(board, identity, "digits", 0.5, protocol="finetune")
+    write_record(board, identity, "dtd", 12.3456, protocol="geometry", metric="rankme")
+    write_record(board, identity, "voc2007", 0.75, metric="map11")
+    done = export("run", "timm", out="out")
+    assert done.results == 3
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    # The Hub's own checks of the metadata, and what its pages will show.
+    assert isinstance(card.data, ModelCardData)
+    found = {r.dataset_name: r for r in card.data.eval_results}
+    assert {name: (r.metric_type, r.metric_value) for name, r in found.items()} == {
+        "digits": ("accuracy", 50.0),
+        "dtd": ("rankme", 12.35),
+        "voc2007": ("map11", 75.0),
+    }
+    assert found["digits"].task_name == "finetune, the whole network trained"
+    assert found["dtd"].task_type == "image-feature-extraction"
+    assert found["voc2007"].metric_args == {"standard_error": 1.0, "n": 360, "seed": 0}
+
+
+def test_results_of_committed_boards_are_told_wherever_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_run(tmp_path / "run", TINY)
+    identity = parse_reference("run:run", seed=0).identity()
+    packaged = tmp_path / "elsewhere" / "leaderboards"
+    write_record(packaged / "small", identity, "digits", 0.5)
+    monkeypatch.setattr(exporting, "packaged_folders", lambda name: [packaged])
+    assert export("run", "timm", out="out").results == 1
+
+
+def write_record(
+    board: Path,
+    identity: dict,
+    dataset: str,
+    value: float,
+    protocol: str = "linear",
+    metric: str = "top1",
+) -> None:
     job = records.JobDescription(
         model=records.ModelPart(name="m", reference="run:run", identity=identity),
         dataset=records.DataPart(
-            name=dataset, source="embedded", task="multiclass", metric="top1", fingerprint="f"
+            name=dataset, source="embedded", task="multiclass", metric=metric, fingerprint="f"
         ),
-        protocol=records.ProtocolPart(name="linear", protocol="linear", version=1, parameters={}),
+        protocol=records.ProtocolPart(name=protocol, protocol=protocol, version=1, parameters={}),
         seed=0,
     )
     found = records.Record(
         kind="measured",
         key=job.key,
         job=job,
-        metric="top1",
+        metric=metric,
         value=value,
         standard_error=0.01,
         n=360,
     )
-    path = records.record_path(board, f"m-{dataset}", dataset, "linear", 0)
+    path = records.record_path(board, f"m-{dataset}", dataset, protocol, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(found.dumps())
 

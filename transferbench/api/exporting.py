@@ -16,13 +16,13 @@ from transferbench.leaderboard.local import row_name
 from transferbench.leaderboard.portable import portable
 from transferbench.leaderboard.record import Record, read_all
 from transferbench.leaderboard.units import shown
-from transferbench.storage import write_atomic
+from transferbench.storage import packaged_folders, write_atomic
 
 if TYPE_CHECKING:
     from transferbench.backbones.handing import Handed
 
 CARD = "README.md"
-_BOARDS = Path("leaderboards")
+BOARDS = "leaderboards"
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,11 @@ def export(model: str, to: str, *, out: str | Path | None = None) -> Exported:
 
 
 def results_of(digest: str) -> list[Record]:
-    """Return what was measured of a model on the boards of `./leaderboards`, each job once."""
+    """Return what was measured of a model on boards, one's own and the packaged, each job once."""
     found: dict[str, Record] = {}
-    for board in sorted(_BOARDS.glob("*/records")):
-        for record in read_all(board.parent)[0].values():
+    folders = [board for each in packaged_folders(BOARDS) for board in sorted(each.glob("*"))]
+    for board in folders:
+        for record in read_all(board)[0].values():
             of_it = record.job.model.identity.get("digest") == digest
             if record.kind == "measured" and of_it:
                 found.setdefault(record.key, record)
@@ -119,8 +120,10 @@ def model_card(
 
     results = [
         EvalResult(
-            task_type="image-classification",
-            task_name=f"{record.job.protocol.name} on frozen features",
+            task_type=(
+                "image-feature-extraction" if record.metric == "rankme" else "image-classification"
+            ),
+            task_name=f"{record.job.protocol.name}, {_of_what(record)}",
             dataset_type=record.job.dataset.name,
             dataset_name=record.job.dataset.name,
             metric_type="accuracy" if record.metric == "top1" else str(record.metric),
@@ -158,7 +161,7 @@ def model_card(
 
 def _table(records: Sequence[Record]) -> str:
     if not records:
-        return "None are recorded in `./leaderboards` yet.\n"
+        return "None are recorded on a board yet.\n"
     lines = ["| protocol | data set | metric | value | ± | images | seed |", "|" + " --- |" * 7]
     for record in records:
         job = record.job
@@ -167,6 +170,11 @@ def _table(records: Sequence[Record]) -> str:
             f"{_error(record) or ''} | {record.n} | {job.seed} |"
         )
     return "\n".join(lines) + "\n\nShares are in %; ± is the standard error.\n"
+
+
+def _of_what(record: Record) -> str:
+    whole = record.job.protocol.protocol == "finetune"
+    return "the whole network trained" if whole else "on frozen features"
 
 
 def _value(record: Record) -> float:
