@@ -33,7 +33,16 @@ def test_a_model_that_was_loaded_before_waits_until_it_is_needed(fresh_cache: Pa
     assert model.loads == 1
     late = model()
     assert isinstance(late, LateBackbone)
-    for key in ("name", "digest", "input_size", "mean", "std", "interpolation", "cacheable"):
+    for key in (
+        "name",
+        "digest",
+        "notes",
+        "input_size",
+        "mean",
+        "std",
+        "interpolation",
+        "cacheable",
+    ):
         assert getattr(late, key) == getattr(first, key)
     images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     assert (late.normalize(images) == first.normalize(images)).all()
@@ -41,9 +50,22 @@ def test_a_model_that_was_loaded_before_waits_until_it_is_needed(fresh_cache: Pa
     assert model.loads == 1
     given = late.normalize(images)
     assert (late.module(given) == first.module(given)).all()
-    assert late.notes == first.notes
+    assert late.notes == {"pooling": "avg"}
     assert model.loads == 2
     assert copy.deepcopy(late).digest == first.digest
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"pool'])
+def test_a_damaged_note_is_written_anew(fresh_cache: Path, content: str) -> None:
+    model = Watched()
+    model()
+    notes = [p for p in (fresh_cache / "models").iterdir() if p.read_text() == '{"pooling":"avg"}']
+    for note in notes:
+        note.write_text(content)
+    model()
+    assert len(notes) == 1
+    assert model.loads == 2
+    assert isinstance(model(), LateBackbone)
 
 
 def test_other_models_and_devices_are_loaded_at_once(fresh_cache: Path) -> None:

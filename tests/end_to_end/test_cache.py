@@ -114,7 +114,8 @@ def test_cached_features_are_used_without_loading_a_network(
     shutil.rmtree("leaderboards/local/records")
     code = (
         "import shlex, sys; from transferbench.cli import main; code = main(sys.argv[1:]); "
-        "print(code, [name for name in ('torch', 'timm', 'sklearn', 'pandas') if name in sys.modules])"
+        "heavy = ('torch', 'timm', 'sklearn', 'pandas'); "
+        "print(code, [name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *shlex.split(LINE), "--device", "cpu"],
@@ -127,3 +128,4 @@ def test_cached_features_are_used_without_loading_a_network(
     assert again.keys() == whole.keys()
     for path, record in again.items():
         assert record["predictions"] == whole[path]["predictions"]
+        assert record["details"]["backbone"] == {"pooling": "avg"}

@@ -56,6 +56,7 @@ class FakeReference:
 class FakeBackbone:
     name: str
     digest: str
+    notes: dict[str, str] = field(default_factory=lambda: {"pooling": "avg"})
 
 
 @dataclass

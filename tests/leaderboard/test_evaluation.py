@@ -34,7 +34,11 @@ def test_a_job_becomes_a_record_with_all_that_it_should_tell(here: Path, fresh_c
     assert record is not None
     assert (record.kind, record.metric, record.value, record.n) == ("measured", "top1", 0.5, 5)
     assert record.key == record.job.key
-    assert record.details == {"k": 1, "skipped_images": {"test": 2}}
+    assert record.details == {
+        "k": 1,
+        "backbone": {"pooling": "avg"},
+        "skipped_images": {"test": 2},
+    }
     assert record.cost.device == "cpu"
     assert {"load_data", "load_model", "fit", "total"} == set(record.cost.seconds)
     assert record.cost.peak_memory_mib

@@ -145,6 +145,7 @@ class Session:
                 predictions=keep_predictions(outcome),
                 skipped={s.name: s.skipped for s in dataset.splits.values() if s.skipped},
                 repeats=dataset.repeats,
+                backbone=backbone.notes,
                 cost=cost,
                 made_with=MadeWith(versions=versions(), command=self.command),
             )

@@ -334,6 +334,7 @@ def measured(
     predictions: str | None,
     skipped: Mapping[str, int],
     repeats: int = 0,
+    backbone: Mapping[str, Any] | None = None,
     cost: Cost,
     made_with: MadeWith,
 ) -> Record:
@@ -347,8 +348,12 @@ def measured(
         Corrupt images that were left out, by split.
     repeats : int
         Test images that are also among those to train on.
+    backbone : mapping, optional
+        What loading the model found: pooling, and of a weights file what it held and was dropped.
     """
     details = dict(outcome.details)
+    if backbone:
+        details["backbone"] = dict(backbone)
     if repeats:
         details["test_images_in_training"] = repeats
     if skipped:
