@@ -5,12 +5,14 @@ Everything here is cheap to import and open to all rooms.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -153,3 +155,45 @@ def file_digest(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     write_atomic(known, found)
     return found
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Hold a folder's advisory lock: one process at a time is inside.
+
+    The lock is on a file `.lock`, opened for writing, without which network file systems grant
+    none. It goes with the process, however that ends; the file is taken away at the end.
+
+    Raises
+    ------
+    UserError
+        If the folder is absent or read-only, or its file system has no locks.
+    """
+    path = folder / ".lock"
+    try:
+        descriptor = _locked(path)
+    except OSError as error:
+        raise UserError(f"cannot lock {path}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        # While the lock is held; whoever waits on this file then sees that it is gone.
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int:
+    """Wait for the lock on a file that is still at its path, and return the descriptor."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:  # taken away between the two looks
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)

@@ -17,14 +17,13 @@ from transferbench.leaderboard.record import (
     NOTHING,
     ModelPart,
     ProtocolPart,
-    in_turn,
     read,
     read_all,
     record_path,
     state_of,
     write,
 )
-from transferbench.storage import write_atomic
+from transferbench.storage import in_turn, write_atomic
 
 
 def test_a_record_reads_back_as_written(tmp_path: Path) -> None:

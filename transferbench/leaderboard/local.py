@@ -11,8 +11,8 @@ import tomli_w
 
 from transferbench.errors import UserError
 from transferbench.leaderboard.board import HOME, Board, BoardFile, read_board, short_name
-from transferbench.leaderboard.record import in_turn, read
-from transferbench.storage import make_folder, write_atomic
+from transferbench.leaderboard.record import read
+from transferbench.storage import in_turn, make_folder, write_atomic
 
 NAME = "local"
 TITLE = "Evaluated here"

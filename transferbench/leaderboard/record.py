@@ -5,12 +5,9 @@ A record is content-addressed: its key is the digest of everything that can chan
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -19,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from transferbench.errors import UserError
 from transferbench.leaderboard.units import SHARES
-from transferbench.storage import canonical_json, digest, make_folder, write_atomic
+from transferbench.storage import canonical_json, digest, in_turn, make_folder, write_atomic
 
 if TYPE_CHECKING:
     from transferbench.protocols.protocol import Outcome
@@ -276,48 +273,6 @@ def read_all(folder: Path) -> tuple[dict[Path, Record], list[str]]:
         elif reading.problem is not None:
             problems.append(reading.problem)
     return records, problems
-
-
-@contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """Hold a folder's advisory lock: one process at a time is inside.
-
-    The lock is on a file `.lock`, opened for writing, without which network file systems grant
-    none. It goes with the process, however that ends; the file is taken away at the end.
-
-    Raises
-    ------
-    UserError
-        If the folder is absent or read-only, or its file system has no locks.
-    """
-    path = folder / ".lock"
-    try:
-        descriptor = _locked(path)
-    except OSError as error:
-        raise UserError(f"cannot lock {path}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        # While the lock is held; whoever waits on this file then sees that it is gone.
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _locked(path: Path) -> int:
-    """Wait for the lock on a file that is still at its path, and return the descriptor."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except FileNotFoundError:  # taken away between the two looks
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 def versions() -> dict[str, str]:
