@@ -56,8 +56,6 @@ ROWS = {
 }
 OTHERS = ("products", "largest", "growth")
 MINUTES = ("lbfgs", "products", "growth")
-MAX_ITERATIONS = {"lbfgs": 100, "newton-cg": 100}
-"""Both scikit-learn's default."""
 
 
 def grid(count: int) -> list[float]:
@@ -83,7 +81,7 @@ def sweep_of_scikit_learn(
     """
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(solver=solver, warm_start=True, max_iter=MAX_ITERATIONS[solver])
+    model = LogisticRegression(solver=solver, warm_start=True)
     if solver == "newton-cg":
         model.set_params(tol=1e-10)
     order = sorted(range(len(decays)), key=decays.__getitem__, reverse=solver == "newton-cg")
