@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,22 @@ class KeptPoints:
     key : JSON value or None
         Everything that decides the solutions. None keeps nothing: for features that no digest
         identifies.
+
+    Notes
+    -----
+    All sweeps are files of one folder, which stays: another process with the same sweep may be
+    writing while this one forgets it.
     """
 
     def __init__(self, key: Any) -> None:
-        self._folder = None if key is None else cache_folder("sweeps", digest(key)[:32])
+        self._name = None if key is None else digest(key)[:32]
 
     def read(self, index: int) -> Point | None:
         """Return what was kept for a penalty's place; None if that is nothing or damaged."""
-        if self._folder is None:
+        if self._name is None:
             return None
         try:
-            with np.load(self._folder / f"{index}.npz", allow_pickle=False) as file:
+            with np.load(self._path(index), allow_pickle=False) as file:
                 weights, intercepts = (np.asarray(file[name], np.float64) for name in ARRAYS)
                 told = json.loads(str(file["told"]))
                 point = Point(weights=weights, intercepts=intercepts, **told)
@@ -44,15 +50,19 @@ class KeptPoints:
 
     def write(self, index: int, point: Point) -> None:
         """Keep a solution."""
-        if self._folder is None:
+        if self._name is None:
             return
         told = {name: value for name, value in vars(point).items() if name not in ARRAYS}
         arrays = {name: getattr(point, name) for name in ARRAYS}
         text = np.array(json.dumps(told))
-        path = self._folder / f"{index}.npz"
-        write_atomic(path, lambda file: np.savez(file, told=text, **arrays))
+        write_atomic(self._path(index), lambda file: np.savez(file, told=text, **arrays))
 
     def clear(self) -> None:
         """Forget the sweep."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._name is not None:
+            for path in cache_folder("sweeps").glob(f"{self._name}-*.npz"):
+                with suppress(OSError):
+                    path.unlink()
+
+    def _path(self, index: int) -> Path:
+        return cache_folder("sweeps") / f"{self._name}-{index}.npz"
