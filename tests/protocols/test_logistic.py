@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from transferbench.errors import UserError
-from transferbench.protocols import newton
+from transferbench.protocols import curvature, newton
 from transferbench.protocols.logistic import fit_path
 
 
@@ -218,7 +218,7 @@ def test_a_factorised_hessian_and_conjugate_gradients_find_the_same(
     labels = random.integers(0, 3, 80) if task == "multiclass" else random.integers(0, 2, (80, 3))
     penalties = [1e-4, 1e-1, 10.0]
     exact = fit_path(features, labels, penalties, task=task, tol=1e-10)
-    monkeypatch.setattr(newton, "LARGEST_HESSIAN", 0)
+    monkeypatch.setattr(curvature, "LARGEST_HESSIAN", 0)
     products = fit_path(features, labels, penalties, task=task, tol=1e-10)
     for one, other in zip(exact.points, products.points, strict=True):
         assert one.converged

@@ -87,11 +87,15 @@ def agree(x, labels, task, point):
         best = exact.solve(x, targets, decay, softmax=task == "multiclass")
         assert best.upper - best.lower <= 1e-10 * best.lower
         w, b = point.weights[rows].T, point.intercepts[rows]
-        reached = exact.value(x, targets, w, b, decay, task == "multiclass")
+        # Far from zero even longdouble has too few digits for x.w: about the mean it has enough.
+        center = x.mean(axis=0)
+        shifted = b + center.astype(np.longdouble) @ w
+        reached = exact.value(x - center, targets, w, shifted, decay, task == "multiclass")
         # Of the minimum: what the rounding of N x D products in float64 may add.
         assert (reached - best.upper) / best.lower <= point.relative_gap + 1e-9
-        # Strong convexity: wd / 2 ||W - W*||^2 <= J - J*.
-        apart = np.sqrt(2 * (max(reached - best.lower, 0) + 1e-17 * best.upper) / decay)
+        # Strong convexity: wd / 2 ||W - W*||^2 <= J - J*, both of features rounded to float64.
+        rounding = 1e-16 * (np.abs(x - center) @ np.abs(w)).sum()
+        apart = np.sqrt(2 * (max(reached - best.lower, 0) + rounding) / decay)
         assert np.linalg.norm(w - best.weights) <= 1.01 * apart + 1e-12 * np.linalg.norm(w)
 
 

@@ -79,7 +79,9 @@ def stopped_path(
 
     wanted, used, idle = targets(np.asarray(labels), task, classes)
     where = "cpu" if device.startswith("mps") else device
-    x = torch.from_numpy(finite(features)).to(where)
+    # torch takes no read-only memory.
+    given = np.require(finite(features).astype(np.float64, copy=False), requirements="W")
+    x = torch.from_numpy(given).to(where)
     x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
     one_hot = torch.from_numpy(wanted).to(where)
     rows = _rows(start, used, x.shape[1], task)

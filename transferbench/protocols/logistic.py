@@ -18,7 +18,7 @@ import numpy as np
 
 from transferbench.errors import UserError, unknown
 from transferbench.measures.metrics import Array, Floats
-from transferbench.protocols.newton import Point, Problem
+from transferbench.protocols.newton import Point
 
 Task = Literal["multiclass", "multilabel"]
 
@@ -49,7 +49,7 @@ def fit_path(
     Parameters
     ----------
     features : array (N, D)
-        Any real type, float16 too; cast to float64.
+        Any real type, float16 too; computed with in float64.
     labels : array (N,) of class indices, or (N, K) of 0 and 1 for multilabel
     weight_decays : sequence of float
         wd > 0, in any order.
@@ -62,7 +62,7 @@ def fit_path(
     device : str
         Where to compute, in float64.
     on_point : callable
-        Called with the place of each penalty and its solution, the strongest penalty first.
+        Called with the place of each penalty and its solution, in the order of `continuation`.
 
     Returns
     -------
@@ -77,6 +77,9 @@ def fit_path(
     """
     import torch
 
+    from transferbench.protocols.newton import Problem
+    from transferbench.protocols.span import Span
+
     _check_numbers(weight_decays, tol)
     wanted, used, idle = targets(np.asarray(labels), task, classes)
     x = finite(features)
@@ -84,20 +87,21 @@ def fit_path(
         raise UserError(f"there are {len(x)} rows of features, but {len(wanted)} labels")
     # Metal has no float64.
     where = "cpu" if device.startswith("mps") else device
-    problem = Problem(
-        torch.from_numpy(x).to(where), torch.from_numpy(wanted).to(where), task == "multiclass"
-    )
-    order = np.argsort(weight_decays, kind="stable")[::-1]
+    rows = torch.from_numpy(np.ascontiguousarray(wanted.T, dtype=np.uint8)).to(where)
+    problem = Problem(Span(x, where), rows, task == "multiclass")
+    given = np.asarray(weight_decays, dtype=np.float64)
+    falling = np.unique(given)[::-1]
     points: dict[int, Point] = {}
-    falling = [float(weight_decays[i]) for i in order]
-    for index, solved in zip(order, problem.path(falling, tol), strict=True):
-        points[int(index)] = widen(solved, used, idle)
-        on_point(int(index), points[int(index)])
-    return Path(tuple(points[i] for i in range(len(weight_decays))))
+    for place, solved in problem.path(falling.tolist(), tol):
+        point = widen(solved, used, idle)
+        for index in np.flatnonzero(given == falling[place]).tolist():
+            points[index] = point
+            on_point(index, point)
+    return Path(tuple(points[i] for i in range(len(given))))
 
 
-def finite(features: Array) -> Floats:
-    """Return features (N, D) in float64, the same memory if they are that and writable.
+def finite(features: Array) -> Array:
+    """Return features (N, D) as they are, if they are such an array of finite real numbers.
 
     Raises
     ------
@@ -109,16 +113,15 @@ def finite(features: Array) -> Floats:
         raise UserError(f"features must be an array (images, D), not of shape {given.shape}")
     if given.dtype.kind not in "fiub":
         raise UserError(f"features must be real numbers, not of type {given.dtype}")
-    x = given.astype(np.float64, copy=False)
-    usable = np.isfinite(x)
+    usable = np.isfinite(given)
     if not usable.all():
         row, column = np.argwhere(~usable)[0]
         raise UserError(
-            f"the features of {(~usable).any(axis=1).sum()} of {len(x)} images are not finite "
-            f"numbers: the first, at row {row} and column {column} (from 0), is {x[row, column]}"
+            f"the features of {(~usable).any(axis=1).sum()} of {len(given)} images are not finite"
+            f" numbers: the first, at row {row} and column {column} (from 0), is "
+            f"{given[row, column]}"
         )
-    # torch takes no read-only memory.
-    return np.require(x, requirements="W")
+    return given
 
 
 def targets(labels: Array, task: Task, classes: int | None) -> tuple[Floats, Array, Floats]:

@@ -1,0 +1,142 @@
+"""Where searches along a path of penalties start, and that it decides nothing but their length."""
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+import pytest
+import torch
+
+from tests.protocols.test_logistic import blobs
+from transferbench.protocols import continuation, curvature, newton
+from transferbench.protocols.grids import weight_decays
+from transferbench.protocols.logistic import fit_path
+from transferbench.protocols.span import Span
+
+GRID = weight_decays()[::-1]
+
+
+def test_every_second_penalty_of_the_papers_grid_comes_first_and_both_ends():
+    first, between = continuation.order(GRID)
+    assert first == list(range(0, 45, 2))
+    assert between == list(range(1, 44, 2))
+    first, between = continuation.order(GRID[:-1])
+    assert first[-2:] == [42, 43]
+    assert sorted(first + between) == list(range(44))
+
+
+@pytest.mark.parametrize(
+    ("decays", "first"),
+    [([1.0], [0]), ([9.0, 1.0], [0, 1]), ([9.0, 3.0, 1.0], [0, 2]), ([11.0, 3.0, 1.0], [0, 1, 2])],
+)
+def test_few_or_distant_penalties_are_solved_one_after_the_other(decays, first):
+    assert continuation.order(decays)[0] == first
+
+
+def test_a_curve_goes_through_the_nearest_without_a_gap():
+    first, _ = continuation.order(GRID)
+    assert continuation.around(GRID, first, 21) == [16, 18, 20, 22, 24, 26]
+    assert continuation.around(GRID, first, 1) == [0, 2, 4, 6, 8, 10]
+    assert continuation.around(GRID, first, 43) == [34, 36, 38, 40, 42, 44]
+    apart = [1e5, 9.0, 3.0, 1.0, 1e-5]
+    first, between = continuation.order(apart)
+    assert between == [2]
+    assert continuation.around(apart, first, 2) == [1, 3]
+
+
+def test_a_line_ahead_needs_two_solutions_nearby():
+    assert continuation.before(GRID, [0, 2, 4], 2) == []
+    assert continuation.before(GRID, [0, 2, 4], 4) == [0, 2]
+    assert continuation.before([1e5, 1.0, 0.1], [0, 1, 2], 2) == []
+
+
+def test_a_curve_is_the_polynomial_through_its_points():
+    def at(decay):
+        t = log(decay)
+        return torch.tensor([t**5 - 2 * t, 1.0]), torch.tensor([t**2])
+
+    places = [0, 2, 4, 6, 8, 10]
+    solved = {i: at(GRID[i]) for i in places}
+    w, b = continuation.curve(GRID, places, solved, 5)
+    torch.testing.assert_close(w, at(GRID[5])[0])
+    torch.testing.assert_close(b, at(GRID[5])[1])
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("largest", [0, 500])
+def test_the_start_and_company_of_a_penalty_change_no_solution(task, largest, monkeypatch):
+    monkeypatch.setattr(curvature, "LARGEST_HESSIAN", largest)
+    x, y = blobs(90, 12, 3, spread=2)
+    labels = y if task == "multiclass" else np.stack([y == 0, y > 0], axis=1).astype(int)
+    decays = GRID[::3]
+    together = fit_path(x, labels, decays, task=task, tol=1e-9).points
+    for decay, point in zip(decays, together, strict=True):
+        (alone,) = fit_path(x, labels, [decay], task=task, tol=1e-9).points
+        assert point.converged
+        assert alone.converged
+        assert point.objective == pytest.approx(alone.objective, rel=2e-9)
+
+
+def test_penalties_between_are_mostly_solved_by_the_curve_alone():
+    x, y = blobs(300, 40, 4, spread=5)
+    points = fit_path(x, y, GRID).points
+    assert sum(point.iterations == 0 for point in points[1::2]) > 15
+    assert sum(point.iterations for point in points) < 45
+
+
+def test_where_float32_finds_no_direction_float64_does(monkeypatch):
+    class Coarse(curvature.Curvature):
+        def product(self, w):
+            return super().product(w) if w.dtype == torch.float64 else -w
+
+    monkeypatch.setattr(curvature, "LARGEST_HESSIAN", 0)
+    x, y = blobs(90, 12, 3, spread=2)
+    (expected,) = fit_path(x, y, [0.1], tol=1e-10).points
+    monkeypatch.setattr(newton, "Curvature", Coarse)
+    (point,) = fit_path(x, y, [0.1], tol=1e-10).points
+    assert point.converged
+    assert point.objective == pytest.approx(expected.objective, rel=1e-9)
+    assert point.iterations > expected.iterations
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize(("single", "near"), [(True, 1e-3), (False, 1e-9)])
+def test_directions_by_products_are_those_by_factors(softmax, single, near, monkeypatch):
+    draw = np.random.RandomState(3)
+    span = Span(draw.randn(60, 5), "cpu")
+    z = torch.from_numpy(draw.randn(2, 3, 60))
+    p = z.softmax(dim=1) if softmax else z.sigmoid()
+    gradient = torch.from_numpy(draw.randn(2, 3, 5))
+    if softmax:
+        gradient -= gradient.mean(dim=1, keepdim=True)
+    decay = torch.tensor([0.1, 10.0], dtype=torch.float64).view(2, 1, 1)
+    exact = curvature.exact_direction(span, p, gradient, decay, softmax)
+    hessian = curvature.Curvature(span, p, decay, softmax, single=single)
+    target = torch.full((2, 1 if softmax else 3, 1), near**2 / 100, dtype=torch.float64)
+    for one, other in zip(
+        exact, curvature.conjugate_direction(hessian, gradient, target), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=near, atol=near * float(one.abs().max()))
+    monkeypatch.setattr(curvature, "LARGEST_HESSIAN", 1)
+    assert curvature.exact_direction(span, p, gradient, decay, softmax) is None
+
+
+@pytest.mark.parametrize(("n", "d"), [(50, 7), (7, 50), (5000, 3)])
+def test_coordinates_are_a_rotation_of_the_centred_features(n, d):
+    draw = np.random.RandomState(1)
+    features = (3 + draw.randn(n, d) * np.logspace(0, -2, d)).astype(np.float32)
+    span = Span(features, "cpu")
+    basis = span.basis
+    torch.testing.assert_close(basis.T @ basis, torch.eye(min(n, d), dtype=torch.float64))
+    back = span.mean + span.scale * span.x @ basis.T
+    torch.testing.assert_close(back, torch.from_numpy(features).double())
+    scatter = span.x.T @ span.x
+    torch.testing.assert_close(scatter, scatter.diagonal().diag(), atol=1e-10 * n, rtol=0)
+    torch.testing.assert_close(span.squares, scatter.diagonal())
+    assert float(span.squares.sum()) == pytest.approx(n)
+    w = torch.from_numpy(draw.randn(2, 3, min(n, d)))
+    torch.testing.assert_close(span.scores(w)[1], w[1] @ span.x.T)
+    torch.testing.assert_close(
+        span.scores(w.float()).double(), span.scores(w), rtol=1e-4, atol=1e-4
+    )

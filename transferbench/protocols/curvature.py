@@ -1,0 +1,194 @@
+"""Newton's direction for P logistic-regression problems at once, that differ in the penalty.
+
+The Hessian for W is sum_n H_n (x) x x' + wd, with H_n = diag(p) - p p' of a softmax and
+diag(p (1 - p)) of sigmoids; the intercepts, at their optimum, are eliminated from it. A small one
+is built and factorised. Otherwise conjugate gradients multiply by it in float32, which is enough
+for a direction: what a step reached is judged in float64. The preconditioner takes H_n and x x' for
+independent over images: in the eigenbasis of the features' scatter and of the mean of H_n the
+Hessian is then diagonal.
+
+A pair of products X' (X W') costs 4 N R K FLOPs, a step of conjugate gradients one pair, its
+preconditioner 4 K^2 R; the factorisation K^2 R^2 (2 N + K R / 3).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from transferbench.protocols.span import Span
+
+CG_STEPS = 500
+
+LARGEST_HESSIAN = 500
+"""Side of the largest Hessian that is built and factorised, or of one that costs as much as those
+of all labels."""
+
+
+def total(values: Tensor, softmax: bool) -> Tensor:
+    """Sum (P, K, ...) over each problem: to (P, 1, 1), of sigmoids, each its own, to (P, K, 1)."""
+    return values.sum(dim=(-2, -1) if softmax else -1, keepdim=True)
+
+
+def intercept_hessian(p: Tensor, softmax: bool) -> Tensor:
+    """Return the second derivatives by the intercepts: (P, K, K), or of sigmoids (P, K).
+
+    A constant common to all classes changes no probability; with its direction filled, the inverse
+    is one, and a step has mean 0.
+    """
+    import torch
+
+    if not softmax:
+        return (p * (1 - p)).sum(dim=-1) + 1e-300
+    hessian = torch.diag_embed(p.sum(dim=-1)) - p @ p.mT
+    size = hessian.diagonal(dim1=1, dim2=2).mean(dim=-1)[:, None, None] + 1e-300
+    identity = torch.eye(hessian.shape[-1]).to(hessian)
+    return hessian + size / len(identity) + 1e-14 * size * identity
+
+
+def exact_direction(
+    span: Span, p: Tensor, gradient: Tensor, decay: Tensor, softmax: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Newton's direction by Cholesky; None where the Hessian is large, or singular in float64.
+
+    Parameters
+    ----------
+    p : tensor (P, K, N)
+        Probabilities, the intercepts at their optimum.
+    gradient : tensor (P, K, R)
+    decay : tensor (P, 1, 1)
+
+    Returns
+    -------
+    tensors (P, K, R) and (P, K), or None
+    """
+    import torch
+
+    (n, r), k = span.x.shape, p.shape[1]
+    if (r + 1) * (k if softmax else k**0.5) > LARGEST_HESSIAN:
+        return None
+    x = torch.cat([span.x, span.x.new_ones(n, 1)], dim=1)
+    steps = []
+    for shares, slope, penalty in zip(p, gradient, decay, strict=True):
+        right = -torch.cat([slope, slope.new_zeros(k, 1)], dim=1)[..., None]
+        own = shares if softmax else shares * (1 - shares)
+        blocks = torch.stack([(x * row[:, None]).T @ x for row in own])
+        blocks.diagonal(dim1=1, dim2=2)[:, :-1].add_(penalty)
+        if softmax:
+            joint = (shares.T[:, :, None] * x[:, None]).flatten(1)
+            hessian = (-joint.T @ joint).view(k, r + 1, k, r + 1)
+            hessian.diagonal(dim1=0, dim2=2).add_(blocks.permute(1, 2, 0))
+            # As for `intercept_hessian`: what is common to all classes has the penalty alone.
+            squares = torch.cat([span.squares, span.squares.new_full((1,), n)])
+            hessian.diagonal(dim1=1, dim2=3).add_(squares / k**2)
+            blocks, right = hessian.reshape(1, k * (r + 1), -1), right.reshape(1, -1, 1)
+        factor, failed = torch.linalg.cholesky_ex(blocks)
+        if bool(failed.any()):
+            return None
+        steps.append(torch.cholesky_solve(right, factor).view(k, r + 1))
+    step = torch.stack(steps)
+    return (step[..., :-1], step[..., -1]) if bool(step.isfinite().all()) else None
+
+
+class Curvature:
+    """The Hessians at P states, to multiply by, and an easy inverse near to theirs."""
+
+    def __init__(
+        self, span: Span, p: Tensor, decay: Tensor, softmax: bool, *, single: bool
+    ) -> None:
+        """Take probabilities (P, K, N) and penalties (P, 1, 1), both in float64."""
+        import torch
+
+        kind = torch.float32 if single else torch.float64
+        self.span, self.softmax, self.decay = span, softmax, decay.to(kind)
+        if softmax:
+            hessian = intercept_hessian(p, softmax)
+            self.inverse: Tensor = torch.linalg.inv(hessian).to(kind)
+            self.p, self.top = p.to(kind), p.argmax(dim=1, keepdim=True)
+            mean = (torch.diag_embed(p.sum(dim=-1)) - p @ p.mT) / p.shape[-1]
+            curvature, axes = torch.linalg.eigh(mean)
+            self.axes = axes.to(kind)
+        else:
+            # From float64: 1 - p of a p near 1 has no digits in float32.
+            self.q = (p * (1 - p)).to(kind)
+            curvature = self.q.double().mean(dim=-1)
+            self.inverse = (1 / intercept_hessian(p, softmax)).to(kind)
+        expected = curvature.clamp_min(0)[..., None] * span.squares
+        self.diagonal = (expected + decay).to(kind)
+
+    def scores(self, z: Tensor) -> Tensor:
+        """Multiply scores (P, K, N) by each image's H_n."""
+        if not self.softmax:
+            own: Tensor = self.q * z
+            return own
+        # Relative to the likeliest class: its own p - p^2 would have no digits near p = 1.
+        weighted: Tensor = self.p * (z - z.gather(1, self.top))
+        return weighted - self.p * weighted.sum(dim=1, keepdim=True)
+
+    def intercepts(self, scores: Tensor) -> Tensor:
+        """Return the intercepts (P, K) whose derivatives are those of scores (P, K, N)."""
+        sums = scores.sum(dim=-1)
+        if not self.softmax:
+            return self.inverse * sums
+        result: Tensor = (self.inverse @ sums[..., None])[..., 0]
+        return result
+
+    def product(self, w: Tensor) -> Tensor:
+        """Multiply W (P, K, R) by the Hessian, the intercepts following W to their optimum."""
+        scores = self.scores(self.span.scores(w))
+        follow = self.intercepts(scores)
+        scores -= self.scores(follow[..., None].expand_as(scores))
+        return self.span.sums(scores) + self.decay * w
+
+    def precondition(self, w: Tensor) -> Tensor:
+        """Divide W (P, K, R) by the Hessian as if H_n and x x' were independent."""
+        if self.softmax:
+            result: Tensor = self.axes @ ((self.axes.mT @ w) / self.diagonal)
+        else:
+            result = w / self.diagonal
+        return result
+
+
+def conjugate_direction(
+    curvature: Curvature, gradient: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Newton's direction by preconditioned conjugate gradients.
+
+    Parameters
+    ----------
+    curvature : Curvature
+    gradient : tensor (P, K, R)
+    target : tensor (P, 1, 1) or (P, K, 1)
+        Squared residual at which a problem is done, as a share of the squared gradient.
+
+    Returns
+    -------
+    tensors (P, K, R) and (P, K), float64
+    """
+    import torch
+
+    softmax, kind = curvature.softmax, curvature.decay.dtype
+    tiny = torch.finfo(kind).tiny
+    # Of length one: float32 has a narrow range.
+    length = total(gradient.square(), softmax).sqrt() + 1e-300
+    r, target = (-gradient / length).to(kind), target.to(kind)
+    w, q = torch.zeros_like(r), curvature.precondition(r)
+    rho = total(r * q, softmax)
+    busy = torch.ones_like(rho, dtype=torch.bool)
+    for _ in range(CG_STEPS):
+        h = curvature.product(q)
+        bend = total(q * h, softmax)
+        alpha = torch.where((bend > 0) & busy, rho / bend.clamp_min(tiny), 0.0)
+        w += alpha * q
+        r -= alpha * h
+        busy = busy & (bend > 0) & (total(r.square(), softmax) > target)
+        if not bool(busy.any()):
+            break
+        s = curvature.precondition(r)
+        fresh = total(r * s, softmax)
+        q = s + torch.where(rho > 0, fresh / rho.clamp_min(tiny), 0.0) * q
+        rho = fresh
+    b = -curvature.intercepts(curvature.scores(curvature.span.scores(w)))
+    return w.double() * length, b.double() * length[..., 0]
