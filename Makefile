@@ -16,8 +16,10 @@ demo: install
 	$(BIN)/transferbench evaluate --all --board demo
 	$(BIN)/transferbench leaderboard --board demo
 
+# A core each: tensors of a few rows gain nothing from two threads. A file stays on one core, so
+# that what its tests share is made once.
 test: install
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: install
 	$(BIN)/pytest -m slow --timeout 3600
