@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from math import log
 
 import numpy as np
@@ -45,22 +46,45 @@ def test_a_curve_goes_through_the_nearest_without_a_gap():
     assert continuation.around(apart, first, 2) == [1, 3]
 
 
-def test_a_line_ahead_needs_two_solutions_nearby():
-    assert continuation.before(GRID, [0, 2, 4], 2) == []
-    assert continuation.before(GRID, [0, 2, 4], 4) == [0, 2]
-    assert continuation.before([1e5, 1.0, 0.1], [0, 1, 2], 2) == []
+@pytest.mark.parametrize(
+    ("start", "decay", "between"),
+    [(1.0, 2.0, []), (1e-300, 1.0, []), (10.0, 10.0, []), (10.0, 4.0, []), (100.0, 10.0, [31.6])],
+)
+def test_stones_lead_to_a_penalty_far_away(start, decay, between):
+    assert continuation.stones(start, decay) == pytest.approx(between, rel=1e-2)
+    many = [1e6, *continuation.stones(1e6, 1e-6), 1e-6]
+    assert max(a / b for a, b in itertools.pairwise(many)) <= continuation.STEP * 1.001
+    assert len(many) == 25
 
 
 def test_a_curve_is_the_polynomial_through_its_points():
     def at(decay):
         t = log(decay)
-        return torch.tensor([t**5 - 2 * t, 1.0]), torch.tensor([t**2])
+        w = torch.tensor([t**5 - 2 * t, 1.0], dtype=torch.float64)
+        return continuation.Solved(decay, w, w[:1] + t**2)
 
-    places = [0, 2, 4, 6, 8, 10]
-    solved = {i: at(GRID[i]) for i in places}
-    w, b = continuation.curve(GRID, places, solved, 5)
-    torch.testing.assert_close(w, at(GRID[5])[0])
-    torch.testing.assert_close(b, at(GRID[5])[1])
+    solved = [at(GRID[i]) for i in (0, 2, 4, 6, 8, 10)]
+    w, b = continuation.curve(solved, GRID[5])
+    torch.testing.assert_close(w, at(GRID[5]).w)
+    torch.testing.assert_close(b, at(GRID[5]).b)
+
+
+def test_a_weak_penalty_alone_costs_few_products(monkeypatch):
+    monkeypatch.setattr(curvature, "LARGEST_HESSIAN", 0)
+    x, y = blobs(200, 30, 4, spread=3)
+    counted = []
+    product = curvature.Curvature.product
+    monkeypatch.setattr(
+        curvature.Curvature, "product", lambda self, w: counted.append(1) or product(self, w)
+    )
+    spent = []
+    for far in (continuation.STEP, 1e12):
+        monkeypatch.setattr(continuation, "STEP", far)
+        counted.clear()
+        (point,) = fit_path(x, y, [1e-4]).points
+        assert point.converged
+        spent.append(len(counted))
+    assert spent[0] < 0.7 * spent[1]
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])

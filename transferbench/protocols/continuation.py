@@ -3,14 +3,15 @@
 The solution is a smooth function of ln wd. So every second penalty is solved, from the strongest to
 the weakest, each from a line through the two before; then those between, from a curve through the
 solutions around them: that is mostly within the tolerance as it stands, and the certificate says
-so. Where penalties are far apart, each is solved from the one before.
+so. To a penalty far from the one before lead others between, solved loosely, as a search from afar
+costs more than all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import log, prod
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from math import ceil, log, prod
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,17 @@ NEAR = 10.0
 
 NODES = 6
 """Solutions that such a curve goes through."""
+
+STEP = 10**0.5
+"""Largest ratio of two penalties of which one is solved from the other."""
+
+
+class Solved(NamedTuple):
+    """The solution at one penalty: W (K, R) and b (K,)."""
+
+    decay: float
+    w: Tensor
+    b: Tensor
 
 
 def order(decays: Sequence[float]) -> tuple[list[int], list[int]]:
@@ -35,14 +47,6 @@ def order(decays: Sequence[float]) -> tuple[list[int], list[int]]:
         else:
             between.append(place)
     return first, between
-
-
-def before(decays: Sequence[float], first: Sequence[int], place: int) -> list[int]:
-    """Return the two places of `first` before one to draw a line through; none if far apart."""
-    at = first.index(place)
-    if at < 2 or decays[first[at - 2]] / decays[place] > NEAR**2:
-        return []
-    return list(first[at - 2 : at])
 
 
 def around(decays: Sequence[float], first: Sequence[int], place: int) -> list[int]:
@@ -65,17 +69,21 @@ def around(decays: Sequence[float], first: Sequence[int], place: int) -> list[in
     return list(first[low : high + 1])
 
 
-def curve(
-    decays: Sequence[float],
-    places: Sequence[int],
-    solutions: Mapping[int, tuple[Tensor, Tensor]],
-    place: int,
-) -> tuple[Tensor, Tensor]:
-    """Return (W, b) at a place of the polynomial in ln wd through solved ones (Lagrange's form)."""
-    at = {i: log(decays[i]) for i in (*places, place)}
-    shares = [prod((at[place] - at[j]) / (at[i] - at[j]) for j in places if j != i) for i in places]
-    w, b = (
-        sum(share * solutions[i][part] for share, i in zip(shares, places, strict=True))
-        for part in (0, 1)
-    )
-    return w, b  # type: ignore[return-value]
+def stones(start: float, decay: float) -> list[float]:
+    """Return falling penalties between two, so that no step is longer than `STEP`."""
+    count = ceil(log(start / decay) / log(STEP) - 1e-9)
+    return [start * (decay / start) ** (i / count) for i in range(1, count)]
+
+
+def curve(solved: Sequence[Solved], decay: float) -> tuple[Tensor, Tensor]:
+    """Return (W, b) at a penalty, of the polynomial in ln wd through solutions at others."""
+    at, logs = log(decay), [log(one.decay) for one in solved]
+    # Lagrange's form.
+    shares = [
+        prod((at - other) / (own - other) for j, other in enumerate(logs) if j != i)
+        for i, own in enumerate(logs)
+    ]
+    w, b = shares[0] * solved[0].w, shares[0] * solved[0].b
+    for share, one in zip(shares[1:], solved[1:], strict=True):
+        w, b = w + share * one.w, b + share * one.b
+    return w, b

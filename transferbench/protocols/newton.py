@@ -24,6 +24,7 @@ import numpy as np
 
 from transferbench.measures.metrics import Array, Floats
 from transferbench.protocols import continuation
+from transferbench.protocols.continuation import Solved
 from transferbench.protocols.curvature import (
     Curvature,
     conjugate_direction,
@@ -39,6 +40,12 @@ if TYPE_CHECKING:
 
 NEWTON_STEPS = 100
 INTERCEPT_STEPS = 50
+LOOSE = 0.01
+"""Tolerance of the penalties that only lead to one that was asked for."""
+
+NEAR_ZERO = 0.1
+"""Relative gap of W = 0 at the penalty where a path begins."""
+
 COLUMNS = 64
 """Columns of W, penalties times classes, that are multiplied at once: beyond, little is gained."""
 
@@ -118,27 +125,39 @@ class Problem:
 
         decays = [decay / self.span.scale**2 for decay in weight_decays]
         first, between = continuation.order(decays)
-        found: dict[int, tuple[Tensor, Tensor]] = {}
-        state: _State | None = None
+        found: dict[int, Solved] = {}
+        state, before = self._zero()
+        trail: list[Solved] = []
         for place in first:
-            line = continuation.before(decays, first, place)
-            ahead = continuation.curve(decays, line, found, place) if line else None
-            state = self._start(state, ahead, decays[place])
-            ((_, state, steps),) = self._newton(state, [decays[place]], tol)
-            found[place] = state.w[0], state.b[0]
-            yield place, self._point(state, weight_decays[place], steps, tol)
+            spent = 0
+            for decay in (*continuation.stones(before, decays[place]), decays[place]):
+                aim = tol if decay == decays[place] else max(tol, LOOSE)
+                state = self._start(state, trail, decay)
+                ((_, state, steps),) = self._newton(state, [decay], aim)
+                trail = [*trail[-1:], Solved(decay, state.w[0], state.b[0])]
+                before, spent = decay, spent + steps
+            found[place] = trail[-1]
+            yield place, self._point(state, weight_decays[place], spent, tol)
         together = max(1, COLUMNS // len(self.y))
         for i in range(0, len(between), together):
             some = between[i : i + together]
-            starts = [
-                continuation.curve(decays, continuation.around(decays, first, place), found, place)
-                for place in some
-            ]
-            w, b = (torch.stack(tensors) for tensors in zip(*starts, strict=True))
+            near = [[found[j] for j in continuation.around(decays, first, place)] for place in some]
             chosen = [decays[place] for place in some]
+            starts = map(continuation.curve, near, chosen)
+            w, b = (torch.stack(tensors) for tensors in zip(*starts, strict=True))
             state = self._state(w, b, self.span.scores(w) + b[..., None], self._column(chosen))
             for at, solved, steps in self._newton(state, chosen, tol):
                 yield some[at], self._point(solved, weight_decays[some[at]], steps, tol)
+
+    def _zero(self) -> tuple[_State, float]:
+        """Return the state at W = 0, and the penalty down to which that is near a solution."""
+        share = self.y.double().mean(dim=1)
+        b = (share.log() if self.softmax else share.logit())[None]
+        w = b.new_zeros(1, len(self.y), self.span.x.shape[1])
+        z = b[..., None].expand(-1, -1, self.y.shape[1])
+        state = self._state(w, b, z, self._column([1.0]))
+        # The gap falls with the penalty, the objective is that of any; features may not vary.
+        return state, max(float((state.gap / state.objective).max()) / NEAR_ZERO, 1e-300)
 
     def _column(self, decays: Sequence[float]) -> Tensor:
         """Return penalties as a tensor (P, 1, 1)."""
@@ -146,18 +165,11 @@ class Problem:
 
         return torch.tensor(decays, dtype=torch.float64, device=self.y.device).view(-1, 1, 1)
 
-    def _start(
-        self, last: _State | None, ahead: tuple[Tensor, Tensor] | None, decay: float
-    ) -> _State:
+    def _start(self, last: _State, trail: Sequence[Solved], decay: float) -> _State:
         """Return the state of the lower objective: at the last solution, or on the line ahead."""
         penalty = self._column([decay])
-        if last is None:
-            share = self.y.double().mean(dim=1)
-            b = (share.log() if self.softmax else share.logit())[None]
-            w = b.new_zeros(1, len(self.y), self.span.x.shape[1])
-            return self._state(w, b, b[..., None].expand(-1, -1, self.y.shape[1]), penalty)
-        if ahead is not None:
-            w, b = (tensor[None] for tensor in ahead)
+        if len(trail) == 2:
+            w, b = (tensor[None] for tensor in continuation.curve(trail, decay))
             z = self.span.scores(w) + b[..., None]
             here = self._objective(last.z, last.w, penalty)
             if float(self._objective(z, w, penalty).sum()) < float(here.sum()):
