@@ -12,7 +12,7 @@ import timm
 import torch
 
 from tests.backbones import makers
-from tests.backbones.makers import State, copy_of, linear, under
+from tests.backbones.makers import State, copy_of, linear, thin, under
 from transferbench.backbones.reference import parse_reference
 from transferbench.backbones.weights import take_backbone
 from transferbench.errors import UserError
@@ -206,16 +206,6 @@ def test_plain_files_of_torchvision_barlow_twins_and_lincls_are_read(
     assert taken.release is None
     with torch.inference_mode():
         assert torch.allclose(module(image), features50, rtol=1e-6, atol=1e-6)
-
-
-def thin(state: State) -> State:
-    """The same names with few channels."""
-    cut = {
-        key: value[:2, :2] if value.ndim > 1 else value[:2]
-        for key, value in state.items()
-        if value.ndim
-    }
-    return {key: value.contiguous() for key, value in cut.items()}
 
 
 def test_byols_pickle_gives_its_networks_weights(tmp_path, state50, loaded):

@@ -421,7 +421,7 @@ def test_check_explains_runs_and_weights(shell: Shell) -> None:
     shell("pretrain --all --board mini")
     assert f"Evaluate it with --model run:{RUN}." in shell(f"check {RUN}")
     printed = shell(f"check {RUN}/backbone.safetensors")
-    assert "and no code" in printed
+    assert "code that a file names is never executed" in printed
     printed = shell(f"check {RUN}/backbone.safetensors@resnet10t")
     assert "It fits resnet10t" in printed
 

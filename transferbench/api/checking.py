@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transferbench import registry
+from transferbench.api.weights import explain_weights
 from transferbench.errors import UserError
 from transferbench.progress import SILENT, Progress
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from transferbench.data.dataset import Dataset
     from transferbench.pretrain.recipe import Recipe
 
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+# Those of `backbones.files`, which needs torch, and TensorFlow's checkpoint as it is handed out.
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".torch", ".pkl", ".index",
+            ".zip")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def check(path: str, *, skip_corrupt: int = 0, progress: Progress = SILENT) -> F
         return Finding(path, "data", _data(place, skip_corrupt, progress))
     file, at, architecture = path.rpartition("@")
     if at and Path(file).is_file():
-        return Finding(path, "weights", [*_weights(Path(file)), _fits(path, architecture)])
+        told = explain_weights(Path(file))
+        return Finding(path, "weights", [*told[:-1], _fits(path, architecture)])
     if place.is_file():
         if (about := _archive(place)) is not None:
             return Finding(path, "archive", about)
@@ -79,8 +83,7 @@ def _file(place: Path, path: str, skip_corrupt: int, progress: Progress) -> Find
             return Finding(path, "board", _board(path))
         return Finding(path, "recipe", _recipe(path))
     if place.suffix in _WEIGHTS:
-        sentence = f"Evaluate it with --model file:{path}@ARCH, where ARCH is a timm architecture."
-        return Finding(path, "weights", [*_weights(place), sentence])
+        return Finding(path, "weights", explain_weights(place))
     raise UserError(
         f"{path} is no data folder, recipe or board (.toml), or weights file "
         f"({', '.join(_WEIGHTS)})"
@@ -268,21 +271,6 @@ def _run(folder: Path) -> list[str]:
     else:
         lines.append("The command in its run.json continues it.")
     return lines
-
-
-def _weights(path: Path) -> list[str]:
-    from transferbench.backbones.weights import read_weights
-
-    tensors: Mapping[str, Any] = read_weights(path)
-    numbers = sum(tensor.numel() for tensor in tensors.values())
-    names = list(tensors)
-    return [
-        f"{path} holds {len(tensors)} tensors with {numbers:,} numbers and no code.",
-        f"The first is {names[0]} {list(tensors[names[0]].shape)}, the last {names[-1]} "
-        f"{list(tensors[names[-1]].shape)}."
-        if names
-        else "It is empty.",
-    ]
 
 
 def _fits(path: str, architecture: str) -> str:

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from transferbench.backbones import tensorflow
 from transferbench.backbones.build import first_line
-from transferbench.backbones.pickles import Named, read_pickle
+from transferbench.backbones.pickles import Named, hostile, is_hostile, read_pickle
 from transferbench.errors import UserError
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".torch", ".pkl", ".index")
-_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+_LEGACY = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")
 _WRAPPERS = ("module.", "_orig_mod.")
 _DEEPEST, _MOST = 16, 500_000
 _REFUSED = (
@@ -109,7 +109,7 @@ def _reader(path: Path, head: bytes, tail: bytes) -> Callable[[Path], Any]:
         raise UserError(f"{path} is truncated or damaged: it is empty")
     if head.startswith(b"PK\x03\x04"):
         return _read_zip
-    if head.startswith(_LEGACY):
+    if _LEGACY in head[:32]:
         return _read_torch
     if head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return read_pickle
@@ -201,16 +201,25 @@ def _shard(stem: str, number: int, count: int) -> str:
 
 def _read_torch(path: Path) -> Any:
     """What `torch.save` wrote; classes that are not torch's own become inert marks."""
+    names = sorted(set(_globals(path)))
+    if found := next(filter(is_hostile, names), None):
+        raise hostile(path, found)
+    marks: list[Any] = [(type("_Mark", (_Mark,), {"code": name}), name) for name in names]
     try:
-        # torch warns of pickle versions before it refuses the file; the refusal is enough.
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_marks(path)):
+        # torch warns of pickle versions before it refuses the file; the refusal is enough. By a
+        # path, it would go by the name's ending.
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(marks),
+            path.open("rb") as file,
+        ):
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # The message of torch advises to load without protection; ours must not.
         raise UserError(
-            f"{path} is not a plain weights file: it is damaged, or a pickle that names code, "
-            "which is never executed; save a state dict of tensors or use safetensors"
+            f"{path} is not a plain weights file: it is damaged, of a pickle protocol above 2, or "
+            "names code, which is never executed; save a state dict of tensors or use safetensors"
         ) from error
     # The reader of old files meets damage with whatever its bytes lead to (struct.error,
     # AssertionError, UnicodeDecodeError ...).
@@ -231,11 +240,6 @@ class _Mark(dict[Any, Any]):
 
     def __setstate__(self, _: Any) -> None:
         pass
-
-
-def _marks(path: Path) -> list[Any]:
-    """Return a stand-in for each name in a file's pickles; torch takes its own safe ones first."""
-    return [(type("_Mark", (_Mark,), {"code": name}), name) for name in sorted(set(_globals(path)))]
 
 
 def _globals(path: Path) -> Iterator[str]:

@@ -24,6 +24,11 @@ _PUSHES_NOTHING_KNOWN = {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BU
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _MAKERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_HOSTILE = {"ctypes", "importlib", "nt", "os", "posix", "pty", "runpy", "shutil", "socket",
+            "subprocess", "sys"}  # fmt: skip
+_BUILTINS = {"__import__", "apply", "compile", "eval", "exec", "execfile", "file", "input", "open"}
+_FILES = {"FileIO", "open", "open_code"}
+_HOSTILE_NAMES = {"builtins": _BUILTINS, "__builtin__": _BUILTINS, "io": _FILES, "_io": _FILES}
 
 
 @dataclass(eq=False)
@@ -72,6 +77,27 @@ class _Mark:
     pass
 
 
+class _HostileError(Exception):
+    """A pickle names what only an attack would call."""
+
+
+def is_hostile(code: str) -> bool:
+    """Return whether no honest weights file would name this, e.g. "posix.system".
+
+    Nothing that a file names is imported; but who was handed such a file should know.
+    """
+    module, _, rest = code.partition(".")
+    return module in _HOSTILE or rest in _HOSTILE_NAMES.get(module, ())
+
+
+def hostile(path: Path, code: str) -> UserError:
+    """Return the refusal of a file that names such code."""
+    return UserError(
+        f"{path} names code ({code}), which is never executed and which no weights file needs; "
+        "delete it, and take the weights as safetensors or from their authors"
+    )
+
+
 def read_pickle(path: Path) -> Any:
     """Read a plain pickle as data.
 
@@ -88,13 +114,16 @@ def read_pickle(path: Path) -> Any:
     Raises
     ------
     UserError
-        If the file is truncated or damaged, or refers to something outside itself.
+        If the file is truncated or damaged, refers to something outside itself, or names what
+        only an attack would call.
     """
     try:
         with path.open("rb") as file:
             return _settle(_Machine().run(file))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except _HostileError as error:
+        raise hostile(path, str(error)) from error
     # Damage shows as whatever its bytes lead to: values that are missing, of other kinds, too long.
     except Exception as error:
         said = (str(error).splitlines() or [""])[0]
@@ -179,10 +208,10 @@ class _Machine:
         """Names, and what would be made by calling them."""
         stack = self.stack
         if name == "GLOBAL":
-            stack.append(Named(str(argument).replace(" ", ".", 1)))
+            stack.append(_named(str(argument).replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
-            stack.append(Named(f"{module}.{attribute}"))
+            stack.append(_named(f"{module}.{attribute}"))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, function = stack.pop(), stack.pop()
             stack.append(_made(function, tuple(arguments)))
@@ -191,7 +220,8 @@ class _Machine:
             stack.append(_made(function, (*arguments, *([keywords] if keywords else []))))
         elif name in ("INST", "OBJ"):
             items = self._above_mark()
-            function = Named(str(argument).replace(" ", ".", 1)) if name == "INST" else items.pop(0)
+            place = str(argument).replace(" ", ".", 1)
+            function = _named(place) if name == "INST" else items.pop(0)
             stack.append(_made(function, tuple(items)))
         elif name == "BUILD":
             state = stack.pop()
@@ -205,6 +235,12 @@ class _Machine:
         items = self.stack[place + 1 :]
         del self.stack[place:]
         return items
+
+
+def _named(code: str) -> Named:
+    if is_hostile(code):
+        raise _HostileError(code)
+    return Named(code)
 
 
 def _made(function: Any, arguments: tuple[Any, ...]) -> Any:
