@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import transferbench.pretrain.loop as loop
+import transferbench.storage as storage
+from tests.forks import Done, forked
 
 # A state of every kind: batch norm, momentum, prototypes, a queue, views of two sizes.
 RECIPE = """
@@ -45,76 +51,85 @@ lr = 0.1
 """
 STEPS_PER_EPOCH = 11
 
-# Each is put before the command line in the killed process. A checkpoint ends every epoch.
-DRIVER = """
-import os, signal, sys
-import transferbench.storage as storage
-import transferbench.pretrain.loop as loop
-from transferbench.cli import main
 
-def kill():
-    os.kill(os.getpid(), signal.{signal})
+def often() -> None:
+    """A checkpoint ends every epoch, and every step is told."""
+    loop.LOG_STEPS = 1
+    loop.SAVE_SECONDS_AT_EPOCH_END = 0.0
 
-loop.LOG_STEPS = 1
-loop.SAVE_SECONDS_AT_EPOCH_END = 0.0
-{moment}
-sys.argv[0] = "transferbench"
-sys.exit(main())
-"""
-WHOLE = ""
-IN_AN_EPOCH = """
-write = loop.Log.write
-def write_and_kill(log, line):
-    write(log, line)
-    if line["kind"] == "steps" and line["step"] == 16:
-        kill()
-loop.Log.write = write_and_kill
-"""
-IN_A_CHECKPOINT = """
-replace, seen = os.replace, []
-def kill_before_the_second(source, target):
-    if os.path.basename(target) == "checkpoint.pt":
-        seen.append(target)
-        if len(seen) == 2:
-            with open(source, "r+b") as file:
-                file.truncate(1000)
-            kill()
-    replace(source, target)
-storage.os.replace = kill_before_the_second
-"""
-BEFORE_THE_EXPORT = """
-loop.export_backbone = lambda *_, **__: kill()
-"""
+
+# Each is called before the command in the process that is to be killed.
+
+
+def in_an_epoch(by: int = signal.SIGKILL) -> None:
+    often()
+    write = loop.Log.write
+
+    def write_and_kill(log: loop.Log, line: Any) -> None:
+        write(log, line)
+        if line["kind"] == "steps" and line["step"] == 16:
+            os.kill(os.getpid(), by)
+
+    loop.Log.write = write_and_kill  # type: ignore[method-assign]
+
+
+def terminated_in_an_epoch() -> None:
+    in_an_epoch(signal.SIGTERM)
+
+
+def in_a_checkpoint() -> None:
+    often()
+    replace, seen = os.replace, []
+
+    def kill_before_the_second(source: Any, target: Any) -> None:
+        if os.path.basename(target) == "checkpoint.pt":
+            seen.append(target)
+            if len(seen) == 2:
+                with open(source, "r+b") as file:
+                    file.truncate(1000)
+                os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    storage.os.replace = kill_before_the_second  # type: ignore[assignment]
+
+
+def before_the_export() -> None:
+    often()
+    loop.export_backbone = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
+    path = tmp_path / "work" / "recipe.toml"
+    path.parent.mkdir()
     path.write_text(RECIPE)
     return path
 
 
-def pretrain(
-    recipe: Path, runs: Path, moment: str = WHOLE, by: str = "SIGKILL"
-) -> subprocess.CompletedProcess[str]:
-    driver = DRIVER.format(moment=moment, signal=by)
-    command = [sys.executable, "-c", driver, "pretrain"]
-    return subprocess.run(
-        [*command, "--recipe", recipe, "--runs", runs, "--device", "cpu"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=recipe.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def pretrain(recipe: Path, runs: Path, before: Callable[[], None] = often) -> Done:
+    line = ("pretrain", "--recipe", recipe, "--runs", runs, "--device", "cpu")
+    return forked(*line, cwd=recipe.parent, before=before)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a process that nothing stopped."""
-    folder = tmp_path_factory.mktemp("straight")
+    """The run folder of a process that nothing stopped: a new interpreter, not a fork."""
+    folder = tmp_path_factory.mktemp("straight") / "work"
+    folder.mkdir()
     (folder / "recipe.toml").write_text(RECIPE)
-    done = pretrain(folder / "recipe.toml", folder / "runs")
+    code = (
+        "import sys\nfrom tests.end_to_end.test_resume import often\n"
+        "from transferbench.cli import main\noften()\nsys.exit(main())"
+    )
+    line = ["pretrain", "--recipe", "recipe.toml", "--runs", "runs", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "swav-digits-s0"
 
@@ -134,18 +149,23 @@ def checkpoint_step(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("moment", "by", "returncode", "saved"),
+    ("moment", "returncode", "saved"),
     [
-        pytest.param(IN_AN_EPOCH, "SIGKILL", -9, 11, id="killed-in-an-epoch"),
-        pytest.param(IN_A_CHECKPOINT, "SIGKILL", -9, 11, id="killed-in-a-checkpoint-write"),
-        pytest.param(BEFORE_THE_EXPORT, "SIGKILL", -9, 33, id="killed-before-the-export"),
-        pytest.param(IN_AN_EPOCH, "SIGTERM", 143, 16, id="terminated"),
+        pytest.param(in_an_epoch, -9, 11, id="killed-in-an-epoch"),
+        pytest.param(in_a_checkpoint, -9, 11, id="killed-in-a-checkpoint-write"),
+        pytest.param(before_the_export, -9, 33, id="killed-before-the-export"),
+        pytest.param(terminated_in_an_epoch, 143, 16, id="terminated"),
     ],
 )
 def test_the_same_command_continues_to_the_same_bits(
-    moment: str, by: str, returncode: int, saved: int, recipe: Path, tmp_path: Path, straight: Path
+    moment: Callable[[], None],
+    returncode: int,
+    saved: int,
+    recipe: Path,
+    tmp_path: Path,
+    straight: Path,
 ) -> None:
-    killed = pretrain(recipe, tmp_path / "runs", moment, by)
+    killed = pretrain(recipe, tmp_path / "runs", moment)
     assert killed.returncode == returncode, killed.stderr
     folder = tmp_path / "runs" / "swav-digits-s0"
     assert checkpoint_step(folder) == saved
