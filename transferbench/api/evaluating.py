@@ -20,7 +20,7 @@ from transferbench.backbones.borrowing import (
     own_device,
     random_state_kept,
 )
-from transferbench.backbones.reference import parse_reference
+from transferbench.backbones.reference import as_published, parse_reference
 from transferbench.backbones.settings import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -117,6 +117,7 @@ def evaluate(
             model,
             seed,
             device,
+            task.as_published,
             {"input_size": input_size, "mean": mean, "std": std, "interpolation": interpolation},
         )
         if isinstance(source, Dataset):
@@ -165,6 +166,7 @@ def _as_backbone(
     model: str | Backbone | Run | nn.Module,
     seed: int,
     device: str | None,
+    published: bool,
     given: Mapping[str, Any],
 ) -> tuple[Backbone, str, bool]:
     """Return a model of any kind as a backbone, its device, and whether its module is the user's.
@@ -180,6 +182,8 @@ def _as_backbone(
         raise UserError(f"{', '.join(given)} are for a module; other models have their own")
     if isinstance(model, str | Run):
         reference = parse_reference(model if isinstance(model, str) else model.reference, seed=seed)
+        if published:
+            reference = as_published(reference)
         where = choose_device(device)
         return reference.load(where), where, False
     if not isinstance(model, nn.Module | Backbone):

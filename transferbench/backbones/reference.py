@@ -21,6 +21,7 @@ percent-encoded.
 from __future__ import annotations
 
 import re
+from copy import copy
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -102,6 +103,11 @@ def parse_reference(text: str, *, seed: int) -> Reference:
         raise unknown("kind of model", kind, registry.names("backbones"), where=f"'{text}'")
     reference: Reference = registry.load("backbones", kind)(rest, seed=seed)
     return reference
+
+
+def as_published(reference: Reference) -> Reference:
+    """Return a reference as the published transfer numbers took its model; most are the same."""
+    return reference.as_published() if isinstance(reference, FileReference) else reference
 
 
 class TimmReference:
@@ -209,6 +215,18 @@ class FileReference:
         warn_of_traps(taken, self.path, given, said="mean" in self._given)
         notes = notes_of(taken, network)
         return make_backbone(self.name, module, network, given, weights, device, notes)
+
+    def as_published(self) -> FileReference:
+        """Return the file as arXiv 2011.13377 took it, unless the text says how to pad.
+
+        Its code put every release into a network that pads as torch does, those that were trained
+        with TensorFlow's padding too.
+        """
+        if "padding" in self._asked.model_fields_set:
+            return self
+        plain = copy(self)
+        plain._asked = self._asked.model_copy(update={"padding": "standard"})
+        return plain
 
     def _resolve(self) -> tuple[str, NetworkSettings, Preprocessing]:
         if not self.path.is_file():

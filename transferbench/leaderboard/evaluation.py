@@ -212,7 +212,7 @@ class Session:
     def _loaded(self, job: Job, description: JobDescription) -> Backbone:
         from transferbench.backbones.late import load_or_wait
 
-        reference = job.entrant.reference(job.seed)
+        reference = job.reference
 
         def load() -> Backbone:
             with _refusing(self.strict.model):

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transferbench.backbones.reference import as_published
 from transferbench.data.sources import find_source
 from transferbench.errors import NotAtHand, UserError
 from transferbench.leaderboard.board import Board, short_name
@@ -120,6 +121,11 @@ class Job:
         return f"{self.entrant.name} on {self.column.name}, {self.task.name}, seed {self.seed}"
 
     @property
+    def reference(self) -> Reference:
+        """The model as the protocol's parameters want it."""
+        return _reference(self.entrant, self.seed, self.task.as_published)
+
+    @property
     def record(self) -> Record | None:
         """The measured or published record at hand, also where the state is stale or missing."""
         record = self.reading.record
@@ -219,13 +225,18 @@ def plan(
     """
     jobs = []
     for entrant in entrants:
-        identities = {seed: _identity(entrant, seed, strict=strict) for seed in seeds}
+        identities = {
+            (seed, published): _identity(entrant, seed, published, strict=strict)
+            for seed in seeds
+            for published in {task.as_published for task in tasks}
+        }
         for column in columns:
             for task in tasks:
                 if not applies(task, column):
                     continue
                 for seed in seeds[:1] if column.published else seeds:
-                    jobs.append(_job(board, entrant, column, task, seed, identities[seed]))
+                    identity = identities[seed, task.as_published]
+                    jobs.append(_job(board, entrant, column, task, seed, identity))
     return jobs
 
 
@@ -292,9 +303,14 @@ class _Identity:
     command: str = ""
 
 
-def _identity(entrant: Entrant, seed: int, *, strict: bool) -> _Identity:
+def _reference(entrant: Entrant, seed: int, published: bool) -> Reference:
+    reference = entrant.reference(seed)
+    return as_published(reference) if published else reference
+
+
+def _identity(entrant: Entrant, seed: int, published: bool, *, strict: bool) -> _Identity:
     try:
-        reference = entrant.reference(seed)
+        reference = _reference(entrant, seed, published)
         return _Identity(portable(reference.text), reference.identity())
     except UserError as error:
         if strict:

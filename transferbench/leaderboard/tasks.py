@@ -26,6 +26,12 @@ class Task:
     protocol: EvaluationProtocol
     parameters: Parameters
 
+    @property
+    def as_published(self) -> bool:
+        """Whether the parameters repeat what the published numbers were made with."""
+        chosen = (getattr(self.parameters, key, None) for key in ("mode", "augmentation"))
+        return "paper" in chosen
+
 
 def tasks(protocols: Iterable[BoardProtocol], where: str) -> list[Task]:
     """Look up protocols and check their parameters.
