@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from tests import forks
 
 RANKS = 2
 _pair: Pair | None = None
@@ -42,7 +43,7 @@ def run_on_both(function: Callable[..., Any], arguments: Sequence[Sequence[Any]]
 
 class Pair:
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = forks.context()
         self.folder = tempfile.TemporaryDirectory()
         store = Path(self.folder.name) / "store"
         self.connections: list[Connection] = []

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.mini import Shell, make_images, tree
+from tests.forks import Forked
 from transferbench.protocols.knn import KNN
 
 RUN = Path("runs/mini/simclr-images-s0")
@@ -300,10 +300,9 @@ def test_corrupt_images_are_left_out_on_request_and_counted(shell: Shell, work: 
 
 
 def test_two_processes_on_one_board_lose_no_record(work: Path) -> None:
-    code = "import sys; from transferbench.cli import main; sys.exit(main())"
     arguments = ["evaluate", "--board", "mini", "--model", "untrained", "--quiet"]
-    both = [subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=work) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    both = [Forked(*arguments, cwd=work) for _ in range(2)]
+    assert [process.wait().returncode for process in both] == [0, 0]
     files = sorted(p.relative_to(work / RECORDS).as_posix() for p in (work / RECORDS).rglob("*.*"))
     assert files == [
         "untrained/images/knn-0.json",
@@ -327,19 +326,15 @@ def test_an_interrupt_of_an_evaluation_keeps_what_is_done(
 
 
 def test_a_scheduler_ends_a_run_with_143_and_the_state_kept(work: Path) -> None:
-    source = "import sys; from transferbench.cli import main; sys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", source, "pretrain", "--recipe", "mini.toml", "--set", "epochs=9999"],
-        cwd=work, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    run = Forked("pretrain", "--recipe", "mini.toml", "--set", "epochs=9999", cwd=work)
     folder = work / "runs/simclr-v1-images-s0"
     deadline = time.monotonic() + 120
     while not (folder / "log.jsonl").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1]
+        assert run.process.is_alive(), run.wait()
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    told = process.communicate()[1]
-    assert process.returncode == 143, told
+    run.process.terminate()
+    code, _, told = run.wait()
+    assert code == 143, told
     assert "Traceback" not in told
     assert told.rstrip().endswith("interrupted; the same command continues")
     assert (folder / "checkpoint.pt").exists()
