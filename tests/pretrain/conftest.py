@@ -93,7 +93,7 @@ def make_recipe(**changes: Any) -> Recipe:
     return parse_recipe(recipe_values(**changes), "test.toml")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Networks of a few channels are slower on two threads, by far so on a busy machine."""
     import torch  # here, because a test imports this file to see that nothing else does

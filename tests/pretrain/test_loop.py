@@ -44,6 +44,15 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert torch.equal(value, same["random"][key]), key
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    torch.manual_seed(1)
+    train(folder)
+    return folder
+
+
 class Recording(SwAV):
     """SwAV that writes down what is called."""
 
@@ -115,14 +124,15 @@ def test_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    train(tmp_path / "one")
+def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(
+    straight: Path, tmp_path: Path
+) -> None:
     torch.manual_seed(2)
-    train(tmp_path / "two")
-    assert_same_run(tmp_path / "one", tmp_path / "two")
-    train(tmp_path / "three", seed=1)
-    weights = [(tmp_path / f / "backbone.safetensors").read_bytes() for f in ("one", "three")]
+    train(tmp_path / "again")
+    assert_same_run(straight, tmp_path / "again")
+    train(tmp_path / "other", seed=1)
+    runs = (straight, tmp_path / "other")
+    weights = [(run / "backbone.safetensors").read_bytes() for run in runs]
     assert weights[0] != weights[1]
 
 
@@ -145,16 +155,29 @@ class Chancy(SwAV):
         return super().embed((views[0] + noise, F.dropout(views[1]), *views[2:]), batch)
 
 
+def chancy(patch: pytest.MonkeyPatch) -> None:
+    """Let what is trained from now on be chancy, and warn of its features."""
+    patch.setattr(registry, "load", lambda *_: Chancy)
+    patch.setattr(loop, "feature_health", lambda _: {"spread": 0.01})
+    patch.setattr(loop, "LOG_STEPS", 2)
+
+
+@pytest.fixture(scope="module")
+def straight_by_chance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chancy run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("chancy")
+    with pytest.MonkeyPatch.context() as patch:
+        chancy(patch)
+        train(folder)
+    return folder
+
+
 @pytest.mark.parametrize("at", [1, 5, 8, 12, 15])
 def test_stopped_after_any_step_and_continued_equals_uninterrupted(
-    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, straight_by_chance: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps 5 and 15 end an epoch; a checkpoint is written after every step."""
-    monkeypatch.setattr(registry, "load", lambda *_: Chancy)
-    monkeypatch.setattr(loop, "feature_health", lambda _: {"spread": 0.01})
-    monkeypatch.setattr(loop, "LOG_STEPS", 2)
-    train(tmp_path / "straight")
-
+    chancy(monkeypatch)
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SECONDS_AT_EPOCH_END", 0.0)
     save = loop.save_checkpoint
@@ -170,7 +193,7 @@ def test_stopped_after_any_step_and_continued_equals_uninterrupted(
     monkeypatch.setattr(loop, "save_checkpoint", save)
     monkeypatch.setattr(loop, "SAVE_SECONDS", 1e9)
     train(tmp_path / "stopped")
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert_same_run(straight_by_chance, tmp_path / "stopped")
 
 
 def test_steps_done_after_the_last_checkpoint_are_done_again_and_logged_once(
@@ -201,9 +224,12 @@ def test_steps_done_after_the_last_checkpoint_are_done_again_and_logged_once(
     ("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
 def test_a_signal_saves_the_state_and_leaves(
-    number: int, leaves: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    leaves: type[BaseException],
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    train(tmp_path / "straight")
     step = Trainer._train_step
 
     def step_and_signal(self: Trainer, *arguments: Any) -> Any:
@@ -222,7 +248,7 @@ def test_a_signal_saves_the_state_and_leaves(
     assert torch.load(tmp_path / "stopped" / "checkpoint.pt", weights_only=True)["step"] == 7
     monkeypatch.setattr(Trainer, "_train_step", step)
     train(tmp_path / "stopped")
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert_same_run(straight, tmp_path / "stopped")
 
 
 def rates(folder: Path) -> list[float]:
