@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 State = dict[str, torch.Tensor]
 
@@ -32,6 +33,16 @@ def thin(state: Mapping[str, torch.Tensor]) -> State:
     """The same names with few channels."""
     cut = {key: v[:2, :2] if v.ndim > 1 else v[:2] for key, v in state.items() if v.ndim}
     return {key: value.contiguous() for key, value in cut.items()}
+
+
+def pad_as_tensorflow(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """SAME: the output has ceil(side / stride) pixels; what is missing goes to the right first."""
+    (x,) = inputs
+    kernel = module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
+    stride = module.stride if isinstance(module.stride, int) else module.stride[0]
+    need = max((-(-x.shape[-1] // stride) - 1) * stride + kernel - x.shape[-1], 0)
+    fill = float("-inf") if isinstance(module, torch.nn.MaxPool2d) else 0.0
+    return (F.pad(x, (need // 2, need - need // 2) * 2, value=fill),)
 
 
 def under(prefix: str, state: Mapping[str, torch.Tensor]) -> State:

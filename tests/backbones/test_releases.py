@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import zipfile
 from collections.abc import Callable
 
@@ -391,3 +392,71 @@ def test_what_only_looks_like_a_release_is_refused(tmp_path, state50):
     torch.save({"resnet": linear("net.", 2, 2), "head": linear("a.", 2, 2)}, path)
     with pytest.raises(UserError, match="0 convolutions and 1 batch norms is no plain ResNet"):
         take_backbone(path)
+
+
+def simclr_v1_converted(s: State) -> dict:
+    """tonylins/simclr-converter's: torchvision's names, each block's shortcut before the rest."""
+    first = {key: "downsample" not in key for key in s}
+    blocks = {key: ".".join(key.split(".")[:2]) if "layer" in key else "" for key in s}
+    order = list(dict.fromkeys(blocks.values()))
+    keys = sorted(s, key=lambda key: (order.index(blocks[key]), first[key]))
+    return {"state_dict": {key: s[key] for key in keys} | linear("fc.", 1000, 2048)}
+
+
+def test_simclrs_first_release_is_known_when_converted_too(tmp_path, state50, loaded):
+    path = tmp_path / "resnet50-1x.pth"
+    torch.save(simclr_v1_converted(state50), path)
+    identity = parse_reference(f"file:{path}@resnet50", seed=0).identity()
+    assert identity["preprocessing"]["mean"] == [0.0, 0.0, 0.0]
+    assert identity["network"]["padding"] == "same-pool"
+    module, taken = loaded(path)
+    assert (taken.release.family, taken.release.branch) == ("SimCLR v1, converted", "base")
+    assert all(torch.equal(value, state50[key]) for key, value in module.state_dict().items())
+    # torchvision's own order is not that one.
+    torch.save({"state_dict": state50}, path)
+    assert take_backbone(path).release is None
+
+
+@pytest.mark.parametrize("padding", ["", "?padding=standard"])
+@pytest.mark.parametrize("kind", ["BYOL", "SimCLR v1"])
+def test_byol_and_simclr_give_the_features_of_their_own_network(
+    tmp_path, resnet50, state50, image, features50, kind, padding
+):
+    if kind == "BYOL":
+        path = tmp_path / "byol.pkl"
+        makers.byol_pickle(path, state50, thin(state50), protocol=4)
+    else:
+        path = tmp_path / "model.index"
+        shard = tmp_path / "model.data-00000-of-00001"
+        path.write_bytes(makers.tensorflow_index(makers.simclr_variables(state50), shard))
+    backbone = parse_reference(f"file:{path}@resnet50@64{padding}", seed=0).load("cpu")
+    expected = features50
+    if not padding:
+        network = copy.deepcopy(resnet50)
+        for module in network.modules():
+            conv = isinstance(module, torch.nn.Conv2d) and kind == "BYOL"
+            if isinstance(module, torch.nn.MaxPool2d) or (conv and module.stride == (2, 2)):
+                module.padding = 0
+                module.register_forward_pre_hook(makers.pad_as_tensorflow)
+        with torch.inference_mode():
+            expected = network(image)
+        assert not torch.allclose(expected, features50, atol=1e-2)
+    assert backbone.mean == ((0.485, 0.456, 0.406) if kind == "BYOL" else (0, 0, 0))
+    with torch.inference_mode():
+        assert torch.allclose(backbone.module(image), expected, rtol=1e-5, atol=1e-5)
+    for file in tmp_path.iterdir():
+        file.unlink()
+
+
+def moco_of_pycontrast(s: State) -> dict:
+    file = insdis(s)
+    file["model_ema"] = under("encoder.", copy_of(s)) | linear("head.0.", 128, 2048)
+    return file
+
+
+def test_pycontrasts_own_moco_is_not_called_facebooks(tmp_path, state50):
+    path = tmp_path / "MoCo.pth"
+    torch.save(moco_of_pycontrast(copy_of(state50)), path)
+    release = take_backbone(path).release
+    assert release.family == "InsDis or a rerun of MoCo (PyContrast)"
+    assert list(release.branches) == ["momentum"]

@@ -12,23 +12,13 @@ import torch.nn.functional as F
 import torchvision
 
 from tests.backbones import makers
-from tests.backbones.makers import copy_of, linear, under
+from tests.backbones.makers import copy_of, linear, thin, under
 from transferbench.backbones import notes
 from transferbench.backbones.build import build_network, changes_as_code
 from transferbench.backbones.reference import parse_reference
 from transferbench.backbones.settings import NetworkSettings
 from transferbench.backbones.weights import load_weights, take_backbone
 from transferbench.errors import UserError
-
-
-def pad_as_tensorflow(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    """SAME: the output has ceil(side / stride) pixels; what is missing goes to the right first."""
-    (x,) = inputs
-    kernel = module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
-    stride = module.stride if isinstance(module.stride, int) else module.stride[0]
-    need = max((-(-x.shape[-1] // stride) - 1) * stride + kernel - x.shape[-1], 0)
-    fill = float("-inf") if isinstance(module, torch.nn.MaxPool2d) else 0.0
-    return (F.pad(x, (need // 2, need - need // 2) * 2, value=fill),)
 
 
 @pytest.mark.parametrize("padding", ["same", "same-pool"])
@@ -40,7 +30,7 @@ def test_padding_is_tensorflows(state50, image, padding):
         conv = isinstance(module, torch.nn.Conv2d) and padding == "same"
         if isinstance(module, torch.nn.MaxPool2d) or (conv and module.stride == (2, 2)):
             module.padding = 0
-            module.register_forward_pre_hook(pad_as_tensorflow)
+            module.register_forward_pre_hook(makers.pad_as_tensorflow)
     network = build_network(NetworkSettings(name="resnet50", padding=padding), seed=0).eval()
     network.load_state_dict(state50)
     space: dict = {"torch": torch, "network": timm.create_model("resnet50", num_classes=0)}
@@ -53,10 +43,6 @@ def test_padding_is_tensorflows(state50, image, padding):
         plain = build_network(NetworkSettings(name="resnet50"), seed=0).eval()
         plain.load_state_dict(state50)
         assert not torch.allclose(plain(image), expected, atol=1e-2)
-
-
-def thin(state):
-    return {k: v[:2].contiguous() if v.ndim else v for k, v in state.items()}
 
 
 def test_byol_pads_as_trained_unless_the_papers_padding_is_asked_for(tmp_path, state50):
@@ -277,3 +263,42 @@ def test_another_architecture_is_named(tmp_path, state50):
     with pytest.raises(UserError, match="it looks like resnet50: write @resnet50") as caught:
         load_weights(network, state, path=path, name="resnet18")
     assert "53 convolutions and 53 batch norms instead of 20 and 20" in str(caught.value)
+
+
+def test_a_bare_small_vit_with_a_fixed_position_table_may_have_twelve_heads(tmp_path):
+    args = {"depth": 1, "img_size": 32}
+    network = timm.create_model("vit_small_patch16_224", num_classes=0, **args)
+    state = network.state_dict()
+    path = tmp_path / "vit-s.pth"
+    mean = "&mean=[0.485,0.456,0.406]&std=[0.229,0.224,0.225]"
+    text = f"@vit_small_patch16_224@32{ARGS}{mean}"
+    torch.save(state, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path, text)
+    # MoCo v3's is of sines and cosines, and zero at the class token.
+    state["pos_embed"][:, 0] = 0
+    torch.save(state, path)
+    with pytest.warns(UserWarning, match=r'12 heads.*write \?args=\{"num_heads":12\}'):
+        load(path, text)
+    twelve = '?args={"depth":1,"img_size":32,"num_heads":12}'
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path, f"@vit_small_patch16_224@32{twelve}{mean}")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("simclr-v1.pth", r"SimCLR.*write \?padding=same-pool&mean=\[0,0,0\]&std=\[1,1,1\]"),
+        ("byol.pth", r"BYOL.*write \?padding=same"),
+    ],
+)
+def test_plain_files_named_after_what_pads_otherwise_are_warned_about(tmp_path, state, name, said):
+    path = tmp_path / name
+    torch.save(state, path)
+    with pytest.warns(UserWarning, match=said):
+        load(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path, f"{TEXT}&padding=standard&mean=[0,0,0]&std=[1,1,1]")

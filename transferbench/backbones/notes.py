@@ -38,7 +38,9 @@ def torchvision_release(path: Path) -> str | None:
     return _TORCHVISION.get(file_digest(path)[:8])
 
 
-def warn_of_traps(taken: Taken, path: Path, given: Preprocessing, *, said: bool) -> None:
+def warn_of_traps(
+    taken: Taken, path: Path, network: NetworkSettings, given: Preprocessing, *, said: bool
+) -> None:
     """Warn where a file loads, but a usual assumption about it may be wrong.
 
     Parameters
@@ -46,6 +48,8 @@ def warn_of_traps(taken: Taken, path: Path, given: Preprocessing, *, said: bool)
     taken : Taken
     path : Path
         The file.
+    network : NetworkSettings
+        What the weights are put into; what is set in it was said.
     given : Preprocessing
         What will be done to its input.
     said : bool
@@ -66,4 +70,40 @@ def warn_of_traps(taken: Taken, path: Path, given: Preprocessing, *, said: bool)
             f"architecture is taken (mean {values}), but DINO, MAE, iBOT and MoCo v3 use "
             "ImageNet's: write @ARCH.TAG, or ?mean=[0.485,0.456,0.406]&std=[0.229,0.224,0.225]",
             stacklevel=2,
+        )
+    if taken.release is not None:
+        return
+    _warn_of_heads(taken, path, network)
+    if "conv1.weight" in taken.state:
+        _warn_of_names(path, network, said=said)
+
+
+def _warn_of_heads(taken: Taken, path: Path, network: NetworkSettings) -> None:
+    """MoCo v3's ViT-S has timm's shapes but other heads; its position table gives it away."""
+    table = taken.state.get("pos_embed")
+    if table is None or table.ndim != 3 or table.shape[-1] != 384 or "num_heads" in network.args:
+        return
+    if not table[:, 0].any():
+        warnings.warn(
+            f"{path} has a fixed position table, as MoCo v3's ViT-S, which has 12 heads where "
+            'timm\'s has 6: if it is that, write ?args={"num_heads":12}',
+            stacklevel=3,
+        )
+
+
+def _warn_of_names(path: Path, network: NetworkSettings, *, said: bool) -> None:
+    """Conversions to torchvision's names lose how a network was trained, but for their own name."""
+    name = path.name.lower()
+    padded = "padding" in network.model_fields_set
+    if "simclr" in name and "vissl" not in name and not (said and padded):
+        warnings.warn(
+            f"{path} does not say how its images were normalised and padded; if it is Google's "
+            "SimCLR, converted, write ?padding=same-pool&mean=[0,0,0]&std=[1,1,1]",
+            stacklevel=3,
+        )
+    if "byol" in name and not padded:
+        warnings.warn(
+            f"{path} does not say how it pads; if it is DeepMind's BYOL, converted, write "
+            "?padding=same (?padding=standard is the published transfer numbers')",
+            stacklevel=3,
         )

@@ -212,7 +212,7 @@ class FileReference:
         taken = take_backbone(self.path, branch=self._branch)
         module = build_network(network, seed=0)
         load_weights(module, taken.state, path=self.path, name=network.name)
-        warn_of_traps(taken, self.path, given, said="mean" in self._given)
+        warn_of_traps(taken, self.path, network, given, said="mean" in self._given)
         notes = notes_of(taken, network)
         return make_backbone(self.name, module, network, given, weights, device, notes)
 

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from transferbench.backbones.releases.release import Release, Shapes
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a file would be recognised, or taken apart, in another way."""
 
 # The first that recognises a file has it: the special before the general.

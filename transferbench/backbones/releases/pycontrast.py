@@ -1,6 +1,6 @@
 """InsDis, PIRL, InfoMin and others of PyContrast: `model` beside a memory bank `contrast`.
 
-github.com/HobbitLong/PyContrast.
+github.com/HobbitLong/PyContrast. Its MoCo is a run of its own, not Facebook's release.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ def recognize(keys: Collection[str], shapes: Shapes) -> Release | None:
     if not has(keys, "model/encoder.") or not (bank or heads):
         return None
     jigsaw = any(key.startswith(("model/head_jig.", "model/jigsaw")) for key in keys)
+    momentum = has(keys, "model_ema/encoder.")
+    plain = "InsDis or a rerun of MoCo" if momentum else "InsDis"
     return Release(
-        family="PIRL or InfoMin (PyContrast)" if jigsaw else "InsDis (PyContrast)",
+        family=f"{'PIRL or InfoMin' if jigsaw else plain} (PyContrast)",
         branch="encoder",
         prefixes=("model/encoder.",),
         heads=("fc.",),
-        branches={"momentum": ("model_ema/encoder.",)} if has(keys, "model_ema/encoder.") else {},
+        branches={"momentum": ("model_ema/encoder.",)} if momentum else {},
     )

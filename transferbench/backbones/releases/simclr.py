@@ -1,8 +1,9 @@
 """SimCLR v1 and v2: TensorFlow's variables, numbered in the order in which they were made.
 
-github.com/google-research/simclr; and what Separius/SimCLRv2-Pytorch makes of them. A block's
-shortcut is made before its three convolutions, where torch's comes last. Images are not normalised,
-and the first pooling pads as TensorFlow does: nothing on the left, one pixel on the right.
+github.com/google-research/simclr; and what tonylins/simclr-converter (v1) and
+Separius/SimCLRv2-Pytorch make of them. A block's shortcut is made before its three convolutions,
+where torch's comes last. Images are not normalised, and the first pooling pads as TensorFlow does:
+nothing on the left, one pixel on the right.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ _INPUT = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 
 
 def recognize(keys: Collection[str], shapes: Shapes) -> Release | None:
-    """Recognise by `base_model/conv2d/kernel`, or `resnet/` beside `head/`."""
+    """Recognise by `base_model/conv2d/kernel`, `resnet/` beside `head/`, or a shortcut made first.
+
+    The converter of v1 keeps torchvision's names: that a block's shortcut comes before its first
+    convolution is all that tells its files from others.
+    """
     if "base_model/conv2d/kernel" in keys:
         second = has(keys, "head_contrastive/nl_")
         ema = "ema_model/base_model/"
@@ -47,6 +52,17 @@ def recognize(keys: Collection[str], shapes: Shapes) -> Release | None:
             prefixes=("resnet/",),
             heads=("fc.",),
             convert=convert_ordered,
+            network=_NETWORK,
+            preprocessing=_INPUT,
+        )
+    names = list(keys)
+    shortcut, first = (f"state_dict/layer1.0.{m}.weight" for m in ("downsample.0", "conv1"))
+    if shortcut in names and first in names and names.index(shortcut) < names.index(first):
+        return Release(
+            family="SimCLR v1, converted",
+            branch="base",
+            prefixes=("state_dict/",),
+            heads=("fc.",),
             network=_NETWORK,
             preprocessing=_INPUT,
         )
