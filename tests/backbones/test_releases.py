@@ -460,3 +460,33 @@ def test_pycontrasts_own_moco_is_not_called_facebooks(tmp_path, state50):
     release = take_backbone(path).release
     assert release.family == "InsDis or a rerun of MoCo (PyContrast)"
     assert list(release.branches) == ["momentum"]
+
+
+def test_what_is_left_out_is_told_in_few_words(tmp_path, state50):
+    path = tmp_path / "byol.pkl"
+    makers.byol_pickle(path, thin(state50), thin(state50))
+    assert take_backbone(path).dropped == {
+        "experiment_state/0/projector": 2,
+        "experiment_state/0/predictor": 2,
+        "experiment_state/0/classifier": 2,
+        "experiment_state/1/res_net50": 159,
+        "experiment_state/3/res_net50": 318,
+        "step": 1,
+        "rng": 1,
+    }
+    path = tmp_path / "model.index"
+    variables = makers.simclr_variables(thin(state50))
+    copies = {f"ema_model/{name}": value for name, value in variables.items()}
+    heads = {"head_contrastive/nl_0/dense/kernel": np.ones((2, 3), np.float32)}
+    shard = tmp_path / "model.data-00000-of-00001"
+    path.write_bytes(makers.tensorflow_index({**variables, **copies, **heads}, shard))
+    assert take_backbone(path).dropped == {
+        "ema_model/base_model/batch_normalization": 212,
+        "ema_model/base_model/conv2d": 53,
+        "head_contrastive/nl_0/dense": 1,
+    }
+    path = tmp_path / "moco.pth.tar"
+    file = moco_v1(copy_of(state50))
+    file["optimizer"]["state"] = {i: {"momentum_buffer": torch.ones(1)} for i in range(161)}
+    torch.save(file, path)
+    assert take_backbone(path).dropped["optimizer/state"] == 161

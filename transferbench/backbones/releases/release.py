@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,11 @@ class Release:
 def group_of(key: str) -> str:
     """Return the part of a network that a name belongs to, e.g. "state_dict/encoder_k"."""
     container, slash, name = key.rpartition("/")
+    if "." not in name:
+        # Haiku's and TensorFlow's modules, and optimizers' states: deep, and numbered.
+        *outer, last = key.split("/")[:3]
+        last = re.sub(r"(?<=[a-z])_\d+$", "", last) if "/" in container else last
+        return "/".join(outer if outer and last.isdecimal() else [*outer, last])
     head, dot, rest = name.partition(".")
     inner = rest.partition(".")[0]
     # One more level where a method keeps its backbone and heads side by side below one name.
