@@ -88,6 +88,7 @@ def fit_path(
     # Metal has no float64.
     where = "cpu" if device.startswith("mps") else device
     rows = torch.from_numpy(np.ascontiguousarray(wanted.T, dtype=np.uint8)).to(where)
+    del wanted
     problem = Problem(Span(x, where), rows, task == "multiclass")
     given = np.asarray(weight_decays, dtype=np.float64)
     falling = np.unique(given)[::-1]

@@ -46,6 +46,9 @@ LOOSE = 0.01
 NEAR_ZERO = 0.1
 """Relative gap of W = 0 at the penalty where a path begins."""
 
+IMAGES = 4096
+"""Images whose losses are computed at once."""
+
 COLUMNS = 64
 """Columns of W, penalties times classes, that are multiplied at once: beyond, little is gained."""
 
@@ -91,12 +94,11 @@ class Point:
 
 @dataclass
 class _State:
-    """Where P searches stand: w (P, K, R), b (P, K), z and p (P, K, N), sums as of `total`."""
+    """Where P searches stand: w (P, K, R), b (P, K), z (P, K, N), sums as of `total`."""
 
     w: Tensor
     b: Tensor
     z: Tensor
-    p: Tensor
     objective: Tensor
     gradient: Tensor
     gap: Tensor
@@ -116,8 +118,11 @@ class Problem:
 
     def __init__(self, span: Span, targets: Tensor, softmax: bool) -> None:
         """Take the features, and targets (K, N) of 0 and 1 of type uint8."""
+        import torch
+
         self.span, self.y, self.softmax = span, targets, softmax
         self.label = targets.argmax(dim=0)
+        self.counts = targets.sum(dim=1, dtype=torch.float64)
 
     def path(self, weight_decays: Sequence[float], tol: float) -> Iterator[tuple[int, Point]]:
         """Solve for falling penalties, no two the same; yield each one's place and solution."""
@@ -154,7 +159,7 @@ class Problem:
         share = self.y.double().mean(dim=1)
         b = (share.log() if self.softmax else share.logit())[None]
         w = b.new_zeros(1, len(self.y), self.span.x.shape[1])
-        z = b[..., None].expand(-1, -1, self.y.shape[1])
+        z = b[..., None].repeat(1, 1, self.y.shape[1])
         state = self._state(w, b, z, self._column([1.0]))
         # The gap falls with the penalty, the objective is that of any; features may not vary.
         return state, max(float((state.gap / state.objective).max()) / NEAR_ZERO, 1e-300)
@@ -174,7 +179,7 @@ class Problem:
             here = self._objective(last.z, last.w, penalty)
             if float(self._objective(z, w, penalty).sum()) < float(here.sum()):
                 return self._state(w, b, z, penalty)
-        return self._state(last.w, last.b, last.z, penalty)
+        return self._state(last.w, last.b, last.z.clone(), penalty)
 
     def _point(self, state: _State, decay: float, steps: int, tol: float) -> Point:
         """Return the solution in the features' coordinates."""
@@ -228,14 +233,16 @@ class Problem:
     def _direction(
         self, state: _State, decay: Tensor, tol: float, single: bool
     ) -> tuple[Tensor, Tensor]:
-        exact = exact_direction(self.span, state.p, state.gradient, decay, self.softmax)
+        p = self._probabilities(state.z)
+        exact = exact_direction(self.span, p, state.gradient, decay, self.softmax)
         if exact is not None:
             return exact
         square = total(state.gradient.square(), self.softmax) + 1e-300
         # The squared residual of the Newton system that a gap of a quarter of `tol` allows.
         enough = 0.25 * 2 * decay * tol * state.objective / square
         relative = (state.gap / state.objective).clamp(1e-8 if single else 1e-12, 0.01)
-        curvature = Curvature(self.span, state.p, decay, self.softmax, single=single)
+        curvature = Curvature(self.span, p, decay, self.softmax, single=single)
+        del p
         return conjugate_direction(curvature, state.gradient, enough.maximum(relative))
 
     def _search(self, state: _State, dw: Tensor, db: Tensor, decay: Tensor) -> _State:
@@ -255,30 +262,33 @@ class Problem:
                 break
             step = torch.where(good, step, step / 2)
         step = torch.where(good, step, 0.0)
-        w, b, z = state.w + step * dw, state.b + step[..., 0] * db, state.z + step * dz
-        return self._state(w, b, z, decay)
+        w, b = state.w + step * dw, state.b + step[..., 0] * db
+        return self._state(w, b, dz.mul_(step).add_(state.z), decay)
 
     def _state(self, w: Tensor, b: Tensor, z: Tensor, decay: Tensor) -> _State:
-        """Evaluate at W (P, K, R) with the intercepts moved to their optimum."""
+        """Evaluate at W (P, K, R), the intercepts moved to their optimum, and z, in place, too."""
         import torch
 
         n, left = z.shape[-1], float("inf")
         for _ in range(INTERCEPT_STEPS):
             p = self._probabilities(z)
-            residual = (p - self.y).sum(dim=-1)
+            residual = p.sum(dim=-1) - self.counts
             was, left = left, float(residual.abs().max())
             if left <= 1e-13 * n or (left <= 1e-11 * n and left > was / 2):
                 break
             db = self._intercept_step(p, residual)
-            b, z = b + db, z + db[..., None]
-        p = self._probabilities(z)
-        residual = p - self.y
+            b = b + db
+            z += db[..., None]
+        else:
+            p = self._probabilities(z)
+        residual = p.sub_(self.y)
         gradient = self.span.sums(residual) + decay * w
         gap = total(gradient.square(), self.softmax) / (2 * decay)
         # The bound needs the intercepts at their optimum.
         off = residual.sum(dim=-1, keepdim=True).abs().amax(dim=1, keepdim=True) > 1e-10 * n
         gap = torch.where(off, float("inf"), gap)
-        return _State(w, b, z, p, self._objective(z, w, decay), gradient, gap)
+        del p, residual
+        return _State(w, b, z, self._objective(z, w, decay), gradient, gap)
 
     def _intercept_step(self, p: Tensor, residual: Tensor) -> Tensor:
         """Newton's step (P, K), shortened: on a sigmoid it overshoots from further than 2.17."""
@@ -297,13 +307,18 @@ class Problem:
     def _objective(self, z: Tensor, w: Tensor, decay: Tensor) -> Tensor:
         import torch
 
-        penalty = 0.5 * decay * total(w.square(), self.softmax)
-        if self.softmax:
-            # ln sum exp(z - z_y) without cancelling two large numbers.
-            own = z.gather(1, self.label.expand(len(z), 1, -1))
-            return torch.logsumexp(z - own, dim=1).sum(dim=-1).view(-1, 1, 1) + penalty
-        losses = torch.nn.functional.softplus((1 - 2 * self.y.double()) * z)
-        return losses.sum(dim=-1, keepdim=True) + penalty
+        objective = 0.5 * decay * total(w.square(), self.softmax)
+        for start in range(0, z.shape[-1], IMAGES):
+            some = slice(start, start + IMAGES)
+            if self.softmax:
+                # ln sum exp(z - z_y) without cancelling two large numbers.
+                own = z[..., some].gather(1, self.label[some].expand(len(z), 1, -1))
+                losses = torch.logsumexp(z[..., some] - own, dim=1, keepdim=True)
+            else:
+                signs = 1 - 2 * self.y[:, some].double()
+                losses = torch.nn.functional.softplus(signs * z[..., some])
+            objective = objective + losses.sum(dim=-1, keepdim=True)
+        return objective
 
 
 def _noise(objective: Tensor) -> Tensor:

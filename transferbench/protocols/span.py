@@ -17,7 +17,7 @@ from transferbench.measures.metrics import Array
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROWS = 4096
+ROWS = 1024
 """Images that are converted or rotated at once."""
 
 
