@@ -111,6 +111,20 @@ def test_a_folder_for_the_hub_is_the_run_itself(tmp_path, monkeypatch):
     assert parse_reference(f"hub:{done.folder}@48", seed=0).identity() != run.identity()
 
 
+def test_a_run_is_exported_at_the_size_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_run(tmp_path / "run", TINY)
+    done = export("run@48", "hub-folder", out="out")
+    assert json.loads((done.folder / "config.json").read_text())["pretrained_cfg"][
+        "input_size"
+    ] == [
+        3,
+        48,
+        48,
+    ]
+    assert 'method = "byol"' in (done.folder / "README.md").read_text()
+
+
 def test_timm_itself_loads_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network = a_run(tmp_path / "run", VIT)

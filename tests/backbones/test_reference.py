@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from transferbench.backbones.build import build_network
-from transferbench.backbones.export import export_backbone, read_identity
+from transferbench.backbones.export import export_backbone, read_export
 from transferbench.backbones.reference import parse_reference, random_reference, wrap_module
 from transferbench.backbones.settings import IMAGENET_MEAN, IMAGENET_STD, NetworkSettings
 from transferbench.errors import NotAtHand, UserError
@@ -108,7 +108,8 @@ def test_num_features_is_the_width_of_what_comes_out(name: str, size: int):
 def test_run_and_file_of_the_same_weights_are_the_same_model(run_folder: Path):
     run = parse_reference(f"run:{run_folder}", seed=0)
     file = parse_reference(args_of(run_folder / "backbone.safetensors"), seed=4)
-    assert run.identity() == file.identity() == read_identity(run_folder)
+    assert run.identity() == file.identity()
+    assert run.identity()["digest"] == read_export(run_folder).digest
     loaded = run.load("cpu")
     assert loaded.digest == run.identity()["digest"]
     assert run.name == f"byol-drawn-s0-{loaded.digest[:8]}"
@@ -358,3 +359,29 @@ def test_normalize_scales_and_standardises():
     images = torch.tensor([0, 255, 51], dtype=torch.uint8).expand(1, 2, 2, 3)
     expected = torch.tensor([-1.0, 1.0, 0.1]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     assert torch.allclose(backbone.normalize(images), expected)
+
+
+def test_a_run_may_be_evaluated_otherwise_than_its_recipe_says(run_folder: Path):
+    plain = parse_reference(f"run:{run_folder}", seed=0)
+    text = f"run:{run_folder}@48?mean=[0,0,0]&interpolation=bilinear"
+    other = parse_reference(text, seed=0)
+    said = other.identity()
+    assert said["preprocessing"] == {
+        **plain.identity()["preprocessing"],
+        "input_size": 48,
+        "mean": [0.0, 0.0, 0.0],
+        "interpolation": "bilinear",
+    }
+    assert said["weights"] == plain.identity()["weights"]
+    assert said["network"] == plain.identity()["network"]
+    backbone = other.load("cpu")
+    assert backbone.digest == said["digest"] != plain.identity()["digest"]
+    assert (backbone.input_size, backbone.mean) == (48, (0, 0, 0))
+    assert backbone.name == f"byol-drawn-s0-{said['digest'][:8]}"
+    # A folder's own name goes before.
+    expected = plain.identity()
+    named = run_folder.rename(run_folder.parent / "byol@64")
+    assert parse_reference(f"run:{named}", seed=0).identity() == expected
+    for option, message in (("stem=small", "'stem'.*network is its own"), ("sise=3", "'sise'")):
+        with pytest.raises(UserError, match=message):
+            parse_reference(f"run:{named}?{option}", seed=0).identity()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transferbench import registry
-from transferbench.backbones.reference import parse_reference
+from transferbench.backbones.reference import RunReference, parse_reference
 from transferbench.backbones.settings import NetworkSettings, Preprocessing
 from transferbench.errors import UserError, unknown
 from transferbench.leaderboard.local import row_name
@@ -88,7 +88,7 @@ def export(model: str, to: str, *, out: str | Path | None = None) -> Exported:
     module = reference.load("cpu").module
     handed = hand_over(folder, to, module, network, preprocessing, name=name)  # type: ignore[arg-type]
     records = results_of(identity["digest"])
-    recipe = Path(text.removeprefix("run:")) / "recipe.toml" if text.startswith("run:") else None
+    recipe = reference.folder / "recipe.toml" if isinstance(reference, RunReference) else None
     card = model_card(name, portable(text), network, preprocessing, handed, records, recipe)
     write_atomic(folder / CARD, card)
     return Exported(text, folder, [*handed.files, CARD], len(records))

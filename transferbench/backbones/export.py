@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -151,17 +150,6 @@ def read_export(folder: Path) -> ExportedBackbone:
     if file_digest(folder / WEIGHTS) != description.weights:
         raise UserError(f"{folder / WEIGHTS} is not the file that {path} describes; pretrain again")
     return description
-
-
-def read_identity(folder: Path) -> dict[str, Any]:
-    """Return what identifies an exported backbone, JSON values; raises as `read_export`."""
-    description = read_export(folder)
-    return {
-        "digest": description.digest,
-        "weights": description.weights,
-        "network": json.loads(description.network.model_dump_json()),
-        "preprocessing": json.loads(description.preprocessing.model_dump_json()),
-    }
 
 
 def _reason(error: Exception) -> str:

@@ -11,11 +11,11 @@ neither torch nor timm: jobs are told apart first.
 `random:ARCH`         initial weights, drawn from the job's seed
 ====================  ==========================================================================
 
-All but `run:` may be followed by `@SIZE`, the side of the input in pixels, and by `?` and options
-joined by `&`: `stem=small`, `padding=same`, `pool=avg` (of a ViT, instead of its class token),
-`args={...}` (JSON, for the timm constructor), `size=`, `mean=[...]`, `std=[...]`,
-`interpolation=`, for a file with several networks `branch=`; `&`, `%` and `+` inside a value are
-percent-encoded.
+All may be followed by `@SIZE`, the side of the input in pixels, and by `?` and options joined by
+`&`: `size=`, `mean=[...]`, `std=[...]`, `interpolation=`; all but `run:`, whose network is its own,
+by `stem=small`, `padding=same`, `pool=avg` (of a ViT, instead of its class token), `args={...}`
+(JSON, for the timm constructor); a file with several networks by `branch=`. `&`, `%` and `+` inside
+a value are percent-encoded.
 """
 
 from __future__ import annotations
@@ -243,10 +243,18 @@ class RunReference:
     """`run:FOLDER`: what a pretraining run exported; the seed was the run's own."""
 
     def __init__(self, rest: str, *, seed: int) -> None:
-        if not rest:
+        form = re.fullmatch(r"(?P<folder>[^?]+?)(?P<further>(@\d+)?(\?.+)?)", rest)
+        if form is None:
             raise UserError("'run:' names no folder; write run:FOLDER, for example run:runs/swav")
         self.text = f"run:{rest}"
-        self.folder = Path(rest)
+        # A folder may have a name that reads like a size.
+        named = Path(rest).is_dir()
+        self.folder = Path(rest if named else form["folder"])
+        network, self._given, _ = parse_text(self.text, f"run{'' if named else form['further']}")
+        if own := sorted(network.model_fields_set - {"name"}):
+            raise UserError(
+                f"'{self.text}': '{own[0]}' cannot be said of a run: its network is its own"
+            )
 
     @property
     def name(self) -> str:
@@ -255,28 +263,26 @@ class RunReference:
 
     def identity(self) -> dict[str, Any]:
         """Return what `backbone.json` says; raises NotAtHand unless the run is finished."""
-        from transferbench.backbones.export import read_identity
-
-        return read_identity(self.folder)
+        return describe(*self._resolve())
 
     def load(self, device: str) -> Backbone:
-        """Return the exported backbone at its evaluation size."""
+        """Return the exported backbone at its evaluation size, or the one that is said."""
         from transferbench.backbones.build import build_network
-        from transferbench.backbones.export import WEIGHTS, read_export
+        from transferbench.backbones.export import WEIGHTS
         from transferbench.backbones.weights import load_weights, read_weights
 
-        described = read_export(self.folder)
+        weights, network, given = self._resolve()
         path = self.folder / WEIGHTS
-        module = build_network(described.network, seed=0)
-        load_weights(module, read_weights(path), path=path, name=described.network.name)
-        return make_backbone(
-            self.name,
-            module,
-            described.network,
-            described.preprocessing,
-            described.weights,
-            device,
-        )
+        module = build_network(network, seed=0)
+        load_weights(module, read_weights(path), path=path, name=network.name)
+        return make_backbone(self.name, module, network, given, weights, device)
+
+    def _resolve(self) -> tuple[str, NetworkSettings, Preprocessing]:
+        from transferbench.backbones.export import read_export
+
+        told = read_export(self.folder)
+        given = told.preprocessing.model_dump(mode="json")
+        return told.weights, told.network, Preprocessing.model_validate({**given, **self._given})
 
 
 class RandomReference:
