@@ -14,6 +14,8 @@ from tests.data.standins import source
 from transferbench.data.catalogue import CatalogueSource
 from transferbench.data.sources import find_source, sources_at_hand, summaries
 from transferbench.errors import NotAtHand, UserError
+from transferbench.measures.metrics import average_precision_11
+from transferbench.protocols.logistic import targets
 
 POOLS = ["cropdiseases", "eurosat", "isic", "chestx"]
 # The others of the twelve, Caltech-101 and VOC2007, have tests of their own.
@@ -150,6 +152,24 @@ def test_voc_difficult_objects(name: str, root: Path) -> None:
     assert (
         dataset.splits["test"].pixels() == np.stack([np.asarray(picture(n)) for n in (4, 5)])
     ).all()
+
+
+def test_difficult_objects_change_the_score_and_not_the_training(root: Path) -> None:
+    expected = standins.voc2007(root)
+    counts = {split: len(ids) for split, ids in expected["ids"].items()}
+    negative, ignored = (
+        source(name, root, counts=counts).load() for name in ("voc2007", "voc2007-ignored")
+    )
+    rows = [each.splits["train"].labels for each in (negative, ignored)]
+    solved = [targets(labels, "multilabel", 20) for labels in rows]
+    for one, other in zip(*solved, strict=True):
+        assert (one == other).all()
+    dog = negative.classes.index("dog")
+    truth = [labels[:, dog] for labels in rows]
+    # The second image has only difficult dogs: first in rank, it costs half the precision or none.
+    scores = np.array([0.5, 0.9, 0.1])
+    assert average_precision_11(truth[0], scores, form="devkit") == pytest.approx(0.5)
+    assert average_precision_11(truth[1], scores, form="devkit") == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", POOLS)
