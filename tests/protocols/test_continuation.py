@@ -109,10 +109,11 @@ def test_penalties_between_are_mostly_solved_by_the_curve_alone():
     assert sum(point.iterations for point in points) < 45
 
 
-def test_where_float32_finds_no_direction_float64_does(monkeypatch):
+@pytest.mark.parametrize("wrong", [-1.0, float("nan")])
+def test_where_float32_finds_no_direction_float64_does(wrong, monkeypatch):
     class Coarse(curvature.Curvature):
         def product(self, w):
-            return super().product(w) if w.dtype == torch.float64 else -w
+            return super().product(w) if w.dtype == torch.float64 else wrong * w
 
     monkeypatch.setattr(curvature, "LARGEST_HESSIAN", 0)
     x, y = blobs(90, 12, 3, spread=2)

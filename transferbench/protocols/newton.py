@@ -261,9 +261,10 @@ class Problem:
             if bool(good.all()):
                 break
             step = torch.where(good, step, step / 2)
-        step = torch.where(good, step, 0.0)
-        w, b = state.w + step * dw, state.b + step[..., 0] * db
-        return self._state(w, b, dz.mul_(step).add_(state.z), decay)
+        # Not by a step of 0: a direction may not be finite.
+        dw, db = (step * dw).where(good, 0.0), (step[..., 0] * db).where(good[..., 0], 0.0)
+        dz = dz.mul_(step).masked_fill_(~good, 0.0).add_(state.z)
+        return self._state(state.w + dw, state.b + db, dz, decay)
 
     def _state(self, w: Tensor, b: Tensor, z: Tensor, decay: Tensor) -> _State:
         """Evaluate at W (P, K, R), the intercepts moved to their optimum, and z, in place, too."""
