@@ -5,22 +5,32 @@ diag(p (1 - p)) of sigmoids; the intercepts, at their optimum, are eliminated fr
 is built and factorised. Otherwise conjugate gradients multiply by it in float32, which is enough
 for a direction: what a step reached is judged in float64. The preconditioner takes H_n and x x' for
 independent over images: in the eigenbasis of the features' scatter and of the mean of H_n the
-Hessian is then diagonal.
+Hessian is then diagonal. Where a search before has gone along some directions, it is right there.
+
+A gap is certified by the gradient's length, so the residual's length counts, not the objective that
+conjugate gradients minimise: of the iterates the combination with a short residual is returned.
 
 A pair of products X' (X W') costs 4 N R K FLOPs, a step of conjugate gradients one pair, its
-preconditioner 4 K^2 R; the factorisation K^2 R^2 (2 N + K R / 3).
+preconditioner 4 K^2 R, and 8 M K R with M directions kept; the factorisation K^2 R^2 (2 N + K R /
+3).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from transferbench.protocols.span import Span
 
 CG_STEPS = 500
+
+KEPT = 32
+"""Directions of a search that are kept for the next; fewer where they would take much memory."""
 
 LARGEST_HESSIAN = 500
 """Side of the largest Hessian that is built and factorised, or of one that costs as much as those
@@ -117,6 +127,8 @@ class Curvature:
             self.inverse = (1 / intercept_hessian(p, softmax)).to(kind)
         expected = curvature.clamp_min(0)[..., None] * span.squares
         self.diagonal = (expected + decay).to(kind)
+        # Of one problem, as `Past` needs it.
+        self.size = self.diagonal[0].sum() if softmax else self.diagonal[0].sum(dim=-1)
 
     def scores(self, z: Tensor) -> Tensor:
         """Multiply scores (P, K, N) by each image's H_n."""
@@ -151,9 +163,54 @@ class Curvature:
         return result
 
 
+@dataclass(frozen=True)
+class Past:
+    """Conjugate directions of one problem's search, and what its Hessian made of them.
+
+    Along the path the Hessian changes little but in size. On the span of the directions its
+    inverse is known, and the rest is left to an easy one (J. L. Morales and J. Nocedal, Automatic
+    preconditioning by limited memory quasi-Newton updating, SIAM J. Optim. 10, 2000; of conjugate
+    directions their formula is a projection).
+
+    Attributes
+    ----------
+    directions, products : tensors (M, K, R)
+    bends : tensor (M,), or of sigmoids (M, K)
+        Products of the two; 0 where a label's search had ended.
+    size : tensor (), or of sigmoids (K,)
+        Of the Hessian.
+    """
+
+    directions: Tensor
+    products: Tensor
+    bends: Tensor
+    size: Tensor
+
+    def divide(self, r: Tensor, easy: Callable[[Tensor], Tensor], size: Tensor) -> Tensor:
+        """Divide r (1, K, R) by a Hessian of another size, with `easy` beside the directions."""
+        growth = size / self.size
+        along = self._shares(self.directions, r)
+        rest = easy(r - self._sum(along, self.products))
+        back = self._shares(self.products, rest)
+        return rest + self._sum(along / growth - back, self.directions)
+
+    def _shares(self, vectors: Tensor, r: Tensor) -> Tensor:
+        import torch
+
+        each = "m" if self.bends.ndim == 1 else "mk"
+        products = torch.einsum(f"mkr,pkr->{each}", vectors.to(r), r)
+        return torch.where(self.bends > 0, products / self.bends, 0.0).to(r)
+
+    def _sum(self, shares: Tensor, vectors: Tensor) -> Tensor:
+        import torch
+
+        each = "m" if self.bends.ndim == 1 else "mk"
+        return torch.einsum(f"{each},mkr->kr", shares, vectors.to(shares))[None]
+
+
 def conjugate_direction(
-    curvature: Curvature, gradient: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
+    curvature: Curvature, gradient: Tensor, target: Tensor, past: Past | None = None
+) -> tuple[Tensor, Tensor, Past | None]:
     """Newton's direction by preconditioned conjugate gradients.
 
     Parameters
@@ -162,33 +219,58 @@ def conjugate_direction(
     gradient : tensor (P, K, R)
     target : tensor (P, 1, 1) or (P, K, 1)
         Squared residual at which a problem is done, as a share of the squared gradient.
+    past : Past, optional
+        What a search before has found, if P = 1.
 
     Returns
     -------
     tensors (P, K, R) and (P, K), float64
+    Past or None
+        For the next search, if P = 1.
     """
     import torch
 
     softmax, kind = curvature.softmax, curvature.decay.dtype
     tiny = torch.finfo(kind).tiny
+
+    def divide(r: Tensor) -> Tensor:
+        easy = curvature.precondition
+        return easy(r) if past is None else past.divide(r, easy, curvature.size)
+
     # Of length one: float32 has a narrow range.
     length = total(gradient.square(), softmax).sqrt() + 1e-300
     r, target = (-gradient / length).to(kind), target.to(kind)
-    w, q = torch.zeros_like(r), curvature.precondition(r)
+    w, q = torch.zeros_like(r), divide(r)
     rho = total(r * q, softmax)
+    best, left = w.clone(), r.clone()
     busy = torch.ones_like(rho, dtype=torch.bool)
+    trail: list[tuple[Tensor, ...]] = []
+    kept = min(KEPT, curvature.span.x.shape[0] // (8 * r.shape[1])) if len(r) == 1 else 0
     for _ in range(CG_STEPS):
         h = curvature.product(q)
         bend = total(q * h, softmax)
-        alpha = torch.where((bend > 0) & busy, rho / bend.clamp_min(tiny), 0.0)
+        going = (bend > 0) & busy
+        alpha = torch.where(going, rho / bend.clamp_min(tiny), 0.0)
         w += alpha * q
         r -= alpha * h
-        busy = busy & (bend > 0) & (total(r.square(), softmax) > target)
+        if kept:
+            trail = [*trail, tuple(values.where(going, 0.0) for values in (q, h, bend))][-kept:]
+        # Between the best so far and this iterate, where the residual is shortest.
+        change = r - left
+        share = -total(left * change, softmax) / total(change.square(), softmax).clamp_min(tiny)
+        share = share.clamp(0, 1)
+        best += share * (w - best)
+        left += share * change
+        busy = going & (total(left.square(), softmax) > target)
         if not bool(busy.any()):
             break
-        s = curvature.precondition(r)
+        s = divide(r)
         fresh = total(r * s, softmax)
         q = s + torch.where(rho > 0, fresh / rho.clamp_min(tiny), 0.0) * q
         rho = fresh
-    b = -curvature.intercepts(curvature.scores(curvature.span.scores(w)))
-    return w.double() * length, b.double() * length[..., 0]
+    b = -curvature.intercepts(curvature.scores(curvature.span.scores(best)))
+    found = None
+    if kept:
+        q, h, bend = (torch.cat(tensors) for tensors in zip(*trail, strict=True))
+        found = Past(q, h, bend.flatten() if softmax else bend[..., 0], curvature.size)
+    return best.double() * length, b.double() * length[..., 0], found

@@ -10,8 +10,8 @@ Penalties are solved in the order of `continuation`, some of them together.
 Cost: with N images in R = min(N, D) coordinates and K classes, a pair of products X'(XW') is
 4 N R K FLOPs; a penalty takes one in float64, and one more a Newton step, with some tens in float32
 (`curvature`) where it is weak; the rotation takes 4 N D R once. Memory beyond the features: 12 N R
-bytes for two precisions, 8 D R for the basis, and about 4 N max(K, 64) float64 numbers: so many
-columns are multiplied at once.
+bytes for two precisions, 8 D R for the basis, at most N R for directions of the last search, and
+about 4 N max(K, 64) float64 numbers: so many columns are multiplied at once.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from transferbench.protocols import continuation
 from transferbench.protocols.continuation import Solved
 from transferbench.protocols.curvature import (
     Curvature,
+    Past,
     conjugate_direction,
     exact_direction,
     intercept_hessian,
@@ -42,6 +43,9 @@ NEWTON_STEPS = 100
 INTERCEPT_STEPS = 50
 LOOSE = 0.01
 """Tolerance of the penalties that only lead to one that was asked for."""
+
+ENOUGH = 0.6
+"""Share of the tolerance that Newton's direction is meant to leave."""
 
 NEAR_ZERO = 0.1
 """Relative gap of W = 0 at the penalty where a path begins."""
@@ -121,6 +125,7 @@ class Problem:
         import torch
 
         self.span, self.y, self.softmax = span, targets, softmax
+        self.past: Past | None = None
         self.label = targets.argmax(dim=0)
         self.counts = targets.sum(dim=1, dtype=torch.float64)
 
@@ -133,6 +138,7 @@ class Problem:
         found: dict[int, Solved] = {}
         state, before = self._zero()
         trail: list[Solved] = []
+        self.past = None
         for place in first:
             spent = 0
             for decay in (*continuation.stones(before, decays[place]), decays[place]):
@@ -238,12 +244,17 @@ class Problem:
         if exact is not None:
             return exact
         square = total(state.gradient.square(), self.softmax) + 1e-300
-        # The squared residual of the Newton system that a gap of a quarter of `tol` allows.
-        enough = 0.25 * 2 * decay * tol * state.objective / square
+        # The squared residual of the Newton system that such a gap allows.
+        enough = ENOUGH * 2 * decay * tol * state.objective / square
         relative = (state.gap / state.objective).clamp(1e-8 if single else 1e-12, 0.01)
         curvature = Curvature(self.span, p, decay, self.softmax, single=single)
         del p
-        return conjugate_direction(curvature, state.gradient, enough.maximum(relative))
+        past = self.past if len(decay) == 1 else None
+        dw, db, found = conjugate_direction(
+            curvature, state.gradient, enough.maximum(relative), past
+        )
+        self.past = found or self.past
+        return dw, db
 
     def _search(self, state: _State, dw: Tensor, db: Tensor, decay: Tensor) -> _State:
         """Halve the step, each problem its own, until the objective falls enough; else stay."""
