@@ -43,16 +43,25 @@ def total(values: Tensor, softmax: bool) -> Tensor:
 
 
 def intercept_hessian(p: Tensor, softmax: bool) -> Tensor:
-    """Return the second derivatives by the intercepts: (P, K, K), or of sigmoids (P, K).
+    """Return the second derivatives by the intercepts, invertible: (P, K, K), of sigmoids (P, K).
 
     A constant common to all classes changes no probability; with its direction filled, the inverse
     is one, and a step has mean 0.
     """
+    return filled(class_hessian(p)) if softmax else (p * (1 - p)).sum(dim=-1) + 1e-300
+
+
+def class_hessian(p: Tensor) -> Tensor:
+    """Return the sum (P, K, K) of H_n of a softmax, for probabilities (P, K, N)."""
     import torch
 
-    if not softmax:
-        return (p * (1 - p)).sum(dim=-1) + 1e-300
-    hessian = torch.diag_embed(p.sum(dim=-1)) - p @ p.mT
+    return torch.diag_embed(p.sum(dim=-1)) - p @ p.mT
+
+
+def filled(hessian: Tensor) -> Tensor:
+    """Fill the direction of a constant in `class_hessian`."""
+    import torch
+
     size = hessian.diagonal(dim1=1, dim2=2).mean(dim=-1)[:, None, None] + 1e-300
     identity = torch.eye(hessian.shape[-1]).to(hessian)
     return hessian + size / len(identity) + 1e-14 * size * identity
@@ -114,11 +123,11 @@ class Curvature:
         kind = torch.float32 if single else torch.float64
         self.span, self.softmax, self.decay = span, softmax, decay.to(kind)
         if softmax:
-            hessian = intercept_hessian(p, softmax)
-            self.inverse: Tensor = torch.linalg.inv(hessian).to(kind)
-            self.p, self.top = p.to(kind), p.argmax(dim=1, keepdim=True)
-            mean = (torch.diag_embed(p.sum(dim=-1)) - p @ p.mT) / p.shape[-1]
-            curvature, axes = torch.linalg.eigh(mean)
+            hessian = class_hessian(p)
+            self.inverse: Tensor = torch.linalg.inv(filled(hessian)).to(kind)
+            self.p = p.to(kind)
+            self.top = self.p.argmax(dim=1, keepdim=True)
+            curvature, axes = torch.linalg.eigh(hessian / p.shape[-1])
             self.axes = axes.to(kind)
         else:
             # From float64: 1 - p of a p near 1 has no digits in float32.
@@ -136,8 +145,8 @@ class Curvature:
             own: Tensor = self.q * z
             return own
         # Relative to the likeliest class: its own p - p^2 would have no digits near p = 1.
-        weighted: Tensor = self.p * (z - z.gather(1, self.top))
-        return weighted - self.p * weighted.sum(dim=1, keepdim=True)
+        weighted: Tensor = (z - z.gather(1, self.top)).mul_(self.p)
+        return weighted.addcmul_(self.p, weighted.sum(dim=1, keepdim=True), value=-1)
 
     def intercepts(self, scores: Tensor) -> Tensor:
         """Return the intercepts (P, K) whose derivatives are those of scores (P, K, N)."""

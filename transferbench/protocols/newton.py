@@ -98,11 +98,15 @@ class Point:
 
 @dataclass
 class _State:
-    """Where P searches stand: w (P, K, R), b (P, K), z (P, K, N), sums as of `total`."""
+    """Where P searches stand: w (P, K, R), b (P, K), z (P, K, N), sums as of `total`.
+
+    The loss is the objective without its penalty.
+    """
 
     w: Tensor
     b: Tensor
     z: Tensor
+    loss: Tensor
     objective: Tensor
     gradient: Tensor
     gap: Tensor
@@ -178,14 +182,16 @@ class Problem:
 
     def _start(self, last: _State, trail: Sequence[Solved], decay: float) -> _State:
         """Return the state of the lower objective: at the last solution, or on the line ahead."""
-        penalty = self._column([decay])
+        column = self._column([decay])
         if len(trail) == 2:
             w, b = (tensor[None] for tensor in continuation.curve(trail, decay))
             z = self.span.scores(w) + b[..., None]
-            here = self._objective(last.z, last.w, penalty)
-            if float(self._objective(z, w, penalty).sum()) < float(here.sum()):
-                return self._state(w, b, z, penalty)
-        return self._state(last.w, last.b, last.z.clone(), penalty)
+            p = self._probabilities(z)
+            ahead = self._loss(z, p) + self._penalty(w, column)
+            if float(ahead.sum()) < float((last.loss + self._penalty(last.w, column)).sum()):
+                return self._state(w, b, z, column, p)
+            del z, p
+        return self._state(last.w, last.b, last.z.clone(), column)
 
     def _point(self, state: _State, decay: float, steps: int, tol: float) -> Point:
         """Return the solution in the features' coordinates."""
@@ -263,50 +269,69 @@ class Problem:
         if self.softmax:
             # The part common to all classes changes no probability and costs penalty.
             dw, db = dw - dw.mean(dim=1, keepdim=True), db - db.mean(dim=1, keepdim=True)
-        dz = self.span.scores(dw) + db[..., None]
         slope = total(state.gradient * dw, self.softmax)
+        allowed = state.objective + _noise(state.objective)
+        w = state.w + dw
+        z = self.span.scores(dw).add_(db[..., None]).add_(state.z)
+        p = self._probabilities(z)
+        if bool((self._loss(z, p) + self._penalty(w, decay) <= allowed + 1e-4 * slope).all()):
+            return self._state(w, state.b + db, z, decay, p)
+        del p
+        dz = z.sub_(state.z)
         step, good = torch.ones_like(slope), torch.zeros_like(slope, dtype=torch.bool)
         for _ in range(40):
-            value = self._objective(state.z + step * dz, state.w + step * dw, decay)
-            good = value <= state.objective + 1e-4 * step * slope + _noise(state.objective)
+            z = state.z + step * dz
+            value = self._loss(z, self._probabilities(z))
+            value = value + self._penalty(state.w + step * dw, decay)
+            good = value <= allowed + 1e-4 * step * slope
             if bool(good.all()):
                 break
             step = torch.where(good, step, step / 2)
         # Not by a step of 0: a direction may not be finite.
         dw, db = (step * dw).where(good, 0.0), (step[..., 0] * db).where(good[..., 0], 0.0)
-        dz = dz.mul_(step).masked_fill_(~good, 0.0).add_(state.z)
-        return self._state(state.w + dw, state.b + db, dz, decay)
+        z = dz.mul_(step).masked_fill_(~good, 0.0).add_(state.z)
+        return self._state(state.w + dw, state.b + db, z, decay)
 
-    def _state(self, w: Tensor, b: Tensor, z: Tensor, decay: Tensor) -> _State:
-        """Evaluate at W (P, K, R), the intercepts moved to their optimum, and z, in place, too."""
-        import torch
+    def _state(
+        self, w: Tensor, b: Tensor, z: Tensor, decay: Tensor, p: Tensor | None = None
+    ) -> _State:
+        """Evaluate at W (P, K, R), the intercepts moved to their optimum.
 
+        z and the probabilities p (P, K, N), if they are known, are changed in place.
+        """
         n, left = z.shape[-1], float("inf")
+        p = self._probabilities(z) if p is None else p
+        start, hessian = b, None
         for _ in range(INTERCEPT_STEPS):
-            p = self._probabilities(z)
             residual = p.sum(dim=-1) - self.counts
             was, left = left, float(residual.abs().max())
             if left <= 1e-13 * n or (left <= 1e-11 * n and left > was / 2):
                 break
-            db = self._intercept_step(p, residual)
+            if hessian is None or left > was / 10:
+                hessian = intercept_hessian(p, self.softmax)
+            db = self._intercept_step(hessian, residual)
             b = b + db
-            z += db[..., None]
-        else:
-            p = self._probabilities(z)
+            if self.softmax:
+                # As a softmax of z + db, for less.
+                p = p.mul_(db.exp()[..., None]).div_(p.sum(dim=1, keepdim=True))
+            else:
+                z += db[..., None]
+                p = self._probabilities(z)
+        if self.softmax:
+            z += (b - start)[..., None]
+        loss = self._loss(z, p)
         residual = p.sub_(self.y)
         gradient = self.span.sums(residual) + decay * w
         gap = total(gradient.square(), self.softmax) / (2 * decay)
         # The bound needs the intercepts at their optimum.
         off = residual.sum(dim=-1, keepdim=True).abs().amax(dim=1, keepdim=True) > 1e-10 * n
-        gap = torch.where(off, float("inf"), gap)
-        del p, residual
-        return _State(w, b, z, self._objective(z, w, decay), gradient, gap)
+        gap = gap.masked_fill(off, float("inf"))
+        return _State(w, b, z, loss, loss + self._penalty(w, decay), gradient, gap)
 
-    def _intercept_step(self, p: Tensor, residual: Tensor) -> Tensor:
+    def _intercept_step(self, hessian: Tensor, residual: Tensor) -> Tensor:
         """Newton's step (P, K), shortened: on a sigmoid it overshoots from further than 2.17."""
         import torch
 
-        hessian = intercept_hessian(p, self.softmax)
         if not self.softmax:
             return (-residual / hessian).clamp(-2, 2)
         step: Tensor = -torch.linalg.solve(hessian, residual)
@@ -316,21 +341,32 @@ class Problem:
     def _probabilities(self, z: Tensor) -> Tensor:
         return z.softmax(dim=1) if self.softmax else z.sigmoid()
 
-    def _objective(self, z: Tensor, w: Tensor, decay: Tensor) -> Tensor:
+    def _penalty(self, w: Tensor, decay: Tensor) -> Tensor:
+        return 0.5 * decay * total(w.square(), self.softmax)
+
+    def _loss(self, z: Tensor, p: Tensor) -> Tensor:
+        """Return the losses' sums at z (P, K, N), whose probabilities are p."""
         import torch
 
-        objective = 0.5 * decay * total(w.square(), self.softmax)
-        for start in range(0, z.shape[-1], IMAGES):
-            some = slice(start, start + IMAGES)
-            if self.softmax:
-                # ln sum exp(z - z_y) without cancelling two large numbers.
-                own = z[..., some].gather(1, self.label[some].expand(len(z), 1, -1))
-                losses = torch.logsumexp(z[..., some] - own, dim=1, keepdim=True)
-            else:
+        if not self.softmax:
+            losses = z.new_zeros(*z.shape[:2], 1)
+            for start in range(0, z.shape[-1], IMAGES):
+                some = slice(start, start + IMAGES)
                 signs = 1 - 2 * self.y[:, some].double()
-                losses = torch.nn.functional.softplus(signs * z[..., some])
-            objective = objective + losses.sum(dim=-1, keepdim=True)
-        return objective
+                each = torch.nn.functional.softplus(signs * z[..., some])
+                losses += each.sum(dim=-1, keepdim=True)
+            return losses
+        label = self.label.expand(len(z), 1, -1)
+        own = p.gather(1, label)
+        result: Tensor = -own.clamp_min(1e-300).log().sum(dim=-1, keepdim=True)
+        lost = (own < 1e-300).flatten(0, 1).any(dim=0).nonzero()[:, 0]
+        if len(lost) == 0:
+            return result
+        # Where a probability has no digits, its logarithm is that of a sum relative to it.
+        known = own.index_select(-1, lost).clamp_min(1e-300).log().sum(dim=-1, keepdim=True)
+        z, label = z.index_select(-1, lost), label.index_select(-1, lost)
+        exact = torch.logsumexp(z - z.gather(1, label), dim=1, keepdim=True)
+        return result + known + exact.sum(dim=-1, keepdim=True)
 
 
 def _noise(objective: Tensor) -> Tensor:
