@@ -20,6 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from transferbench.protocols.intercepts import class_hessian, filled, intercept_hessian
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,31 +42,6 @@ of all labels."""
 def total(values: Tensor, softmax: bool) -> Tensor:
     """Sum (P, K, ...) over each problem: to (P, 1, 1), of sigmoids, each its own, to (P, K, 1)."""
     return values.sum(dim=(-2, -1) if softmax else -1, keepdim=True)
-
-
-def intercept_hessian(p: Tensor, softmax: bool) -> Tensor:
-    """Return the second derivatives by the intercepts, invertible: (P, K, K), of sigmoids (P, K).
-
-    A constant common to all classes changes no probability; with its direction filled, the inverse
-    is one, and a step has mean 0.
-    """
-    return filled(class_hessian(p)) if softmax else (p * (1 - p)).sum(dim=-1) + 1e-300
-
-
-def class_hessian(p: Tensor) -> Tensor:
-    """Return the sum (P, K, K) of H_n of a softmax, for probabilities (P, K, N)."""
-    import torch
-
-    return torch.diag_embed(p.sum(dim=-1)) - p @ p.mT
-
-
-def filled(hessian: Tensor) -> Tensor:
-    """Fill the direction of a constant in `class_hessian`."""
-    import torch
-
-    size = hessian.diagonal(dim1=1, dim2=2).mean(dim=-1)[:, None, None] + 1e-300
-    identity = torch.eye(hessian.shape[-1]).to(hessian)
-    return hessian + size / len(identity) + 1e-14 * size * identity
 
 
 def exact_direction(

@@ -30,9 +30,9 @@ from transferbench.protocols.curvature import (
     Past,
     conjugate_direction,
     exact_direction,
-    intercept_hessian,
     total,
 )
+from transferbench.protocols.intercepts import balance, probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from transferbench.protocols.span import Span
 
 NEWTON_STEPS = 100
-INTERCEPT_STEPS = 50
 LOOSE = 0.01
 """Tolerance of the penalties that only lead to one that was asked for."""
 
@@ -186,7 +185,7 @@ class Problem:
         if len(trail) == 2:
             w, b = (tensor[None] for tensor in continuation.curve(trail, decay))
             z = self.span.scores(w) + b[..., None]
-            p = self._probabilities(z)
+            p = probabilities(z, self.softmax)
             ahead = self._loss(z, p) + self._penalty(w, column)
             if float(ahead.sum()) < float((last.loss + self._penalty(last.w, column)).sum()):
                 return self._state(w, b, z, column, p)
@@ -245,7 +244,7 @@ class Problem:
     def _direction(
         self, state: _State, decay: Tensor, tol: float, single: bool
     ) -> tuple[Tensor, Tensor]:
-        p = self._probabilities(state.z)
+        p = probabilities(state.z, self.softmax)
         exact = exact_direction(self.span, p, state.gradient, decay, self.softmax)
         if exact is not None:
             return exact
@@ -273,7 +272,7 @@ class Problem:
         allowed = state.objective + _noise(state.objective)
         w = state.w + dw
         z = self.span.scores(dw).add_(db[..., None]).add_(state.z)
-        p = self._probabilities(z)
+        p = probabilities(z, self.softmax)
         if bool((self._loss(z, p) + self._penalty(w, decay) <= allowed + 1e-4 * slope).all()):
             return self._state(w, state.b + db, z, decay, p)
         del p
@@ -281,7 +280,7 @@ class Problem:
         step, good = torch.ones_like(slope), torch.zeros_like(slope, dtype=torch.bool)
         for _ in range(40):
             z = state.z + step * dz
-            value = self._loss(z, self._probabilities(z))
+            value = self._loss(z, probabilities(z, self.softmax))
             value = value + self._penalty(state.w + step * dw, decay)
             good = value <= allowed + 1e-4 * step * slope
             if bool(good.all()):
@@ -299,47 +298,24 @@ class Problem:
 
         z and the probabilities p (P, K, N), if they are known, are changed in place.
         """
-        n, left = z.shape[-1], float("inf")
-        p = self._probabilities(z) if p is None else p
-        start, hessian = b, None
-        for _ in range(INTERCEPT_STEPS):
-            residual = p.sum(dim=-1) - self.counts
-            was, left = left, float(residual.abs().max())
-            if left <= 1e-13 * n or (left <= 1e-11 * n and left > was / 2):
-                break
-            if hessian is None or left > was / 10:
-                hessian = intercept_hessian(p, self.softmax)
-            db = self._intercept_step(hessian, residual)
-            b = b + db
-            if self.softmax:
-                # As a softmax of z + db, for less.
-                p = p.mul_(db.exp()[..., None]).div_(p.sum(dim=1, keepdim=True))
-            else:
-                z += db[..., None]
-                p = self._probabilities(z)
-        if self.softmax:
-            z += (b - start)[..., None]
+        import torch
+
+        n = z.shape[-1]
+        p = probabilities(z, self.softmax) if p is None else p
+        b, z, p = balance(b, z, p, self.counts, self.softmax)
         loss = self._loss(z, p)
-        residual = p.sub_(self.y)
+        off = (p.sum(dim=-1) - self.counts).abs().amax(dim=1)[:, None, None] > 1e-10 * n
+        if self.softmax:
+            residual = p.scatter_add_(
+                1, self.label.expand(len(p), 1, -1), -torch.ones_like(z[:, :1])
+            )
+        else:
+            residual = p.sub_(self.y)
         gradient = self.span.sums(residual) + decay * w
         gap = total(gradient.square(), self.softmax) / (2 * decay)
         # The bound needs the intercepts at their optimum.
-        off = residual.sum(dim=-1, keepdim=True).abs().amax(dim=1, keepdim=True) > 1e-10 * n
         gap = gap.masked_fill(off, float("inf"))
         return _State(w, b, z, loss, loss + self._penalty(w, decay), gradient, gap)
-
-    def _intercept_step(self, hessian: Tensor, residual: Tensor) -> Tensor:
-        """Newton's step (P, K), shortened: on a sigmoid it overshoots from further than 2.17."""
-        import torch
-
-        if not self.softmax:
-            return (-residual / hessian).clamp(-2, 2)
-        step: Tensor = -torch.linalg.solve(hessian, residual)
-        step *= 2 / step.abs().amax(dim=1, keepdim=True).clamp_min(2)
-        return step
-
-    def _probabilities(self, z: Tensor) -> Tensor:
-        return z.softmax(dim=1) if self.softmax else z.sigmoid()
 
     def _penalty(self, w: Tensor, decay: Tensor) -> Tensor:
         return 0.5 * decay * total(w.square(), self.softmax)
