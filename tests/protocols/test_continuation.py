@@ -70,6 +70,8 @@ def test_a_curve_is_the_polynomial_through_its_points():
 
 
 def test_a_weak_penalty_alone_costs_few_products(monkeypatch):
+    # What a search leaves to the next shortens the long way too.
+    monkeypatch.setattr(curvature, "KEPT", 0)
     monkeypatch.setattr(curvature, "LARGEST_HESSIAN", 0)
     x, y = blobs(200, 30, 4, spread=3)
     counted = []
@@ -84,7 +86,7 @@ def test_a_weak_penalty_alone_costs_few_products(monkeypatch):
         (point,) = fit_path(x, y, [1e-4]).points
         assert point.converged
         spent.append(len(counted))
-    assert spent[0] < 0.8 * spent[1]
+    assert spent[0] < 0.7 * spent[1]
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])

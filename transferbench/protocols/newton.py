@@ -334,15 +334,13 @@ class Problem:
             return losses
         label = self.label.expand(len(z), 1, -1)
         own = p.gather(1, label)
-        result: Tensor = -own.clamp_min(1e-300).log().sum(dim=-1, keepdim=True)
-        lost = (own < 1e-300).flatten(0, 1).any(dim=0).nonzero()[:, 0]
-        if len(lost) == 0:
-            return result
+        losses = -own.clamp_min(1e-300).log()
         # Where a probability has no digits, its logarithm is that of a sum relative to it.
-        known = own.index_select(-1, lost).clamp_min(1e-300).log().sum(dim=-1, keepdim=True)
-        z, label = z.index_select(-1, lost), label.index_select(-1, lost)
-        exact = torch.logsumexp(z - z.gather(1, label), dim=1, keepdim=True)
-        return result + known + exact.sum(dim=-1, keepdim=True)
+        lost = (own < 1e-300).flatten(0, 1).any(dim=0).nonzero()[:, 0]
+        if len(lost) > 0:
+            z, label = z[..., lost], label[..., lost]
+            losses[..., lost] = torch.logsumexp(z - z.gather(1, label), dim=1, keepdim=True)
+        return losses.sum(dim=-1, keepdim=True)
 
 
 def _noise(objective: Tensor) -> Tensor:
